@@ -1,0 +1,1 @@
+"""What the agents share: policy, engines, rollout, advantages, losses, learner, run."""

@@ -1,0 +1,91 @@
+"""What an engine is: prompts and a sampling in, completions with their behaviour log-probabilities out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.core.policy import Policy
+from textenv.task import Finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. Nothing else has a say: a model's own ``generation_config`` is never read.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    max_new_tokens: int
+    """budget of one completion, in tokens, its end token included"""
+    temperature: float = 1.0
+    """divides the logits; 0 takes the likeliest token, with its log-probability at temperature 1"""
+    top_k: int = 0
+    """keep the k likeliest tokens, 0 all. For evaluation: log-probabilities become those of the cut distribution"""
+    top_p: float = 1.0
+    """keep the likeliest tokens until their probabilities reach this sum, 1 all. For evaluation, as top_k"""
+    stop_ids: tuple[int, ...] = ()
+    """ids that end a completion beside the tokenizer's end-of-sequence ids"""
+    seed: int | tuple[int, ...] = 0
+    """of the draws; a completion's draws depend on this and its row, not on what else is in the batch"""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or a finite positive number, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or a positive number of tokens, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], 1 being off, got {self.top_p}")
+
+
+@dataclass
+class Completions:
+    """What an engine wrote: one entry a completion, the n completions of a prompt beside each other."""
+
+    tokens: list[np.ndarray]
+    """int64 ids, the end token included"""
+    logprobs: list[np.ndarray]
+    """float32 log-probability of each token in the distribution it was drawn from"""
+    finish: list[Finish]
+    """EOS, STOP or LENGTH"""
+
+
+class Engine(ABC):
+    """Generates completions for a policy.
+
+    Attributes:
+        version: how often the weights were synced.
+    """
+
+    version: int = 0
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int = 1,
+        budgets: Sequence[int] | None = None,
+    ) -> Completions:
+        """Write n completions a prompt.
+
+        Args:
+            prompts: the ids of each prompt, none empty.
+            sampling: how to draw.
+            n: completions a prompt.
+            budgets: most new tokens of each completion, ``len(prompts) * n`` of them, each at least 1; for rows that
+                have less room than ``sampling.max_new_tokens``.
+
+        Raises:
+            ValueError: a prompt is empty, or a completion would outgrow the model's context.
+        """
+
+    @abstractmethod
+    def sync(self, policy: Policy) -> None:
+        """Generate with this policy's weights from now on."""

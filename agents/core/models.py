@@ -1,0 +1,64 @@
+"""Models: load one, or build the embedded tiny one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from agents.core.policy import Policy
+from agents.core.sources import validate_model_source
+from textenv.tokenizer import Tokenizer, load_tokenizer
+
+
+def load_model(
+    source: str | Path,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """Load a policy from a transformers folder or the hub. Code that comes with a model is not run.
+
+    Args:
+        source: a folder that ``save_pretrained`` wrote, or a name on the hub.
+        tokenizer: of the model's ids; default the one saved with it.
+        device: where the model goes.
+        dtype: type of its weights.
+
+    Raises:
+        ValueError: there is no such model, its tokenizer has no end-of-sequence token, or has ids beyond its logits.
+    """
+    source = validate_model_source(source)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no causal language model at {source!r}: {str(error).splitlines()[0]}") from error
+    return Policy(model.to(device), tokenizer or load_tokenizer(source))
+
+
+def tiny_config(vocab_size: int, eos_id: int) -> LlamaConfig:
+    """The embedded model: a Llama of about 0.8 million parameters for a vocabulary of a hundred."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=eos_id,
+        # Unset: the embedding of a padding id would never be trained.
+        pad_token_id=None,
+    )
+
+
+def build_tiny(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
+    """A tiny model with fresh weights, a function of the seed alone. torch's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return LlamaForCausalLM(tiny_config(tokenizer.vocab_size, tokenizer.eos_ids[0]))

@@ -1,0 +1,143 @@
+"""The policy: a causal language model whose tokens are scored the same way when sampling and when learning."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textenv.tokenizer import Tokenizer
+
+
+class Policy(nn.Module):
+    """A transformers causal LM with the tokenizer whose ids it speaks.
+
+    Dropout is switched off for good, in modules and config, so that a token has one probability whether it is sampled,
+    scored or trained on. The model stays in ``eval`` mode; gradients flow all the same.
+
+    Args:
+        model: any causal LM of transformers.
+        tokenizer: the tokenizer of its ids.
+
+    Attributes:
+        vocab_size: V, the width of the logits; it may exceed the tokenizer's ids.
+        allowed_V: bool ``(V,)``, True for the ids the tokenizer can decode. No other id has any probability.
+        max_context: most tokens the model can attend to, None when it sets no limit.
+
+    Raises:
+        ValueError: the tokenizer has ids beyond the model's logits.
+    """
+
+    allowed_V: Tensor
+
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        self.vocab_size: int = config.vocab_size if head is None else head.weight.shape[0]
+        if self.vocab_size < tokenizer.vocab_size:
+            raise ValueError(
+                f"vocabulary smaller than tokenizer's ids: the model has {self.vocab_size} logits, the tokenizer "
+                f"{tokenizer.name!r} {tokenizer.vocab_size} ids; use the tokenizer saved with the model"
+            )
+        _silence_dropout(model)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_context: int | None = getattr(config, "max_position_embeddings", None)
+        allowed_V = torch.zeros(self.vocab_size, dtype=torch.bool)
+        allowed_V[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.decodable_V)
+        self.register_buffer("allowed_V", allowed_V.to(self.device), persistent=False)
+        self._all_allowed = bool(allowed_V.all())
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def logits(self, tokens_BT: Tensor, columns_C: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+        """Logits ``(B, C, V)`` at the given columns only, and the model's cache.
+
+        Args:
+            tokens_BT: int64 ids.
+            columns_C: int64 columns of ``tokens_BT``; the logits at column t are those of the token at t + 1.
+            inputs: what else the model is to get: masks, positions, a cache.
+        """
+        if self._keeps_logits:
+            output = self.model(input_ids=tokens_BT, logits_to_keep=columns_C, **inputs)
+            return output.logits, output.past_key_values
+        output = self.model(input_ids=tokens_BT, **inputs)
+        return output.logits[:, columns_C], output.past_key_values
+
+    def distribution(self, logits: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities ``(..., V)`` over the next token, in float32: the one definition for engine and learner.
+
+        Args:
+            logits: ``(..., V)``, any float type.
+            temperature: greater than 0; the logits are divided by it.
+        """
+        logits = logits.float()
+        if not self._all_allowed:
+            logits = logits.masked_fill(~self.allowed_V, -torch.inf)
+        return torch.log_softmax(logits / temperature, dim=-1)
+
+    def logprobs(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the sampled tokens and the entropies they were drawn with.
+
+        Padding must stand on the right, where causal attention never looks at it, so no attention mask is needed.
+
+        Args:
+            tokens_BT: int64 ids, right-padded with any valid id.
+            sampled_BT: bool, True where the policy chose the token; never in the first column, which has no context.
+            temperature: that of the sampling.
+
+        Returns:
+            ``logp_BT``, differentiable, entry t being that of token t given the tokens before it, and ``entropy_BT`` in
+            nats, without gradient. Both float32 and 0 where not sampled.
+
+        Raises:
+            ValueError: a token of the first column is marked as sampled.
+        """
+        columns_C = sampled_BT.any(dim=0).nonzero().squeeze(1)
+        logp_BT = torch.zeros(tokens_BT.shape, device=tokens_BT.device)
+        if not len(columns_C):  # still something to call backward on
+            return logp_BT.requires_grad_(torch.is_grad_enabled()), torch.zeros_like(logp_BT)
+        if columns_C[0] == 0:
+            raise ValueError("a token of the first column is marked as sampled, but it has no context; add a prompt")
+        logits_BCV, _ = self.logits(tokens_BT[:, : columns_C[-1]], columns_C - 1, use_cache=False)
+        logp_NV = self.distribution(logits_BCV[sampled_BT[:, columns_C]], temperature)
+        logp_N = logp_NV.gather(1, tokens_BT[sampled_BT].unsqueeze(1)).squeeze(1)
+        entropy_N = torch.special.entr(logp_NV.detach().exp()).sum(dim=1)
+        return logp_BT.masked_scatter(sampled_BT, logp_N), torch.zeros_like(logp_BT).masked_scatter(
+            sampled_BT, entropy_N
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Save model and tokenizer so that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load them again.
+
+        Of the model's ``generation_config`` only the end-of-sequence ids are kept: the rest recommends a sampling that
+        this policy was not trained with.
+        """
+        from transformers import GenerationConfig
+
+        self.model.generation_config = GenerationConfig(eos_token_id=list(self.tokenizer.eos_ids))
+        self.model.save_pretrained(folder)
+        self.tokenizer.to_transformers().save_pretrained(folder)
+
+
+def _silence_dropout(model: Any) -> None:
+    """Set every dropout probability to 0: of dropout modules, of attributes that attention reads, of the config."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        _zero_drop_rates(module)
+    _zero_drop_rates(model.config)
+    _zero_drop_rates(model.config.get_text_config())
+
+
+def _zero_drop_rates(holder: Any) -> None:
+    for name, value in vars(holder).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)

@@ -1,0 +1,168 @@
+"""Rollouts: an engine plays an environment's episodes, and trajectories come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import rewards
+from agents.core.engines.base import Completions, Engine, Sampling
+from agents.core.policy import Policy
+from agents.core.trajectories import Trajectories, from_episodes
+from textenv.episodes import Episodes
+from textenv.problems import ProblemStream
+from textenv.task import Task
+from textenv.wrappers import kl_penalty
+
+
+class Rollout:
+    """Plays episodes of one task with one engine.
+
+    Everything random is a function of what is passed in, so a rollout can be repeated from its numbers alone.
+
+    Args:
+        task: what is asked.
+        engine: generates the completions.
+        policy: for its tokenizer and the width of its logits.
+        reward: default the task's own.
+        seed: of the problems.
+        split: ``train`` or ``eval``.
+        max_ungraded: largest share of a rollout that the reward may leave ungraded before the run stops.
+        reference, kl_beta: take ``kl_beta`` times each token's log ratio to ``reference`` off its reward.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        policy: Policy,
+        *,
+        reward: Any = None,
+        seed: int = 0,
+        split: str = "train",
+        max_ungraded: float = 0.5,
+        reference: Policy | None = None,
+        kl_beta: float = 0.0,
+    ) -> None:
+        self.task, self.engine, self.policy = task, engine, policy
+        self.reward = rewards.as_reward(task.reward if reward is None else reward)
+        self.max_ungraded = max_ungraded
+        self.reference, self.kl_beta = reference, kl_beta
+        self._problems = ProblemStream(task, split)
+        self._problems.start(seed)
+
+    def begin(self, index: int, prompts: int, group_size: int = 1) -> Episodes:
+        """Episodes on problems ``index`` to ``index + prompts - 1``, the members of a group beside each other.
+
+        Raises:
+            ValueError: a problem that cannot be asked: see :class:`textenv.Episodes`.
+        """
+        num = prompts * group_size
+        episodes = Episodes(
+            self.task,
+            num,
+            tokenizer=self.policy.tokenizer,
+            reward=self.reward,
+            vocab_size=self.policy.vocab_size,
+            split=self._problems.split,
+        )
+        drawn = self._problems.take(num, {"index": index, "repeat": group_size})
+        episodes.begin(range(num), [problem for problem, _ in drawn], [address for _, address in drawn])
+        return episodes
+
+    def collect(
+        self, index: int, prompts: int, group_size: int, *, temperature: float, seed: tuple[int, ...]
+    ) -> Trajectories:
+        """Sample ``group_size`` completions for each of ``prompts`` problems, from problem ``index`` on.
+
+        Args:
+            temperature: of the sampling; 0 is greedy.
+            seed: of the sampling.
+
+        Raises:
+            rewards.RewardError: the reward left more than ``max_ungraded`` of the episodes ungraded; the message carries
+                its first error.
+        """
+        episodes = self.begin(index, prompts, group_size)
+        logp_NT = np.zeros(episodes.tokens_NT.shape, dtype=np.float32)
+        turn = 0
+        while not episodes.done_N.all():
+            rows = episodes.running
+            shared = group_size if turn == 0 else 1  # after the first turn the members of a group have parted
+            sampling = Sampling(
+                max_new_tokens=self.task.max_new_tokens,
+                temperature=temperature,
+                stop_ids=episodes.stop_ids,
+                seed=(*seed, turn),
+            )
+            completions = self.engine.generate(
+                [episodes.context(n).tolist() for n in rows[::shared]],
+                sampling,
+                n=shared,
+                budgets=(episodes.limit_N - episodes.length_N)[rows].tolist(),
+            )
+            _write(logp_NT, episodes, rows, completions)
+            episodes.extend(completions.tokens, rows)
+            turn += 1
+        check_graded(episodes, self.max_ungraded)
+        return self._penalised(from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size), temperature)
+
+    def _penalised(self, trajectories: Trajectories, temperature: float) -> Trajectories:
+        """The trajectories, each token's reward less its share of the KL to the reference."""
+        if self.reference is None or self.kl_beta == 0:
+            return trajectories
+        device = self.reference.device
+        sampled_BT = trajectories.sampled_BT
+        with torch.no_grad():
+            reference_BT, _ = self.reference.logprobs(
+                trajectories.tokens_BT.to(device), sampled_BT.to(device), temperature
+            )
+        penalty_BT = kl_penalty(trajectories.logp_BT, reference_BT.to(trajectories.logp_BT.device), self.kl_beta)
+        trajectories.reward_BT[sampled_BT] += penalty_BT[sampled_BT]
+        return trajectories
+
+
+def _write(logp_NT: np.ndarray, episodes: Episodes, rows: Sequence[int], completions: Completions) -> None:
+    """Put the behaviour log-probabilities of new completions where their tokens are about to stand."""
+    for n, logprobs in zip(rows, completions.logprobs, strict=True):
+        start = episodes.length_N[n]
+        logp_NT[n, start : start + len(logprobs)] = logprobs
+
+
+def demonstrations(episodes: Episodes) -> Trajectories:
+    """Play begun episodes with what their task demonstrates. Behaviour log-probabilities are 0: nobody sampled.
+
+    Raises:
+        ValueError: the task demonstrates nothing, or something longer than its own budget.
+    """
+    task, tokenizer = episodes.task, episodes.tokenizer
+    while not episodes.done_N.all():
+        rows = episodes.running
+        completions = []
+        for n in rows:
+            shown = task.demonstrate(episodes.transcript(n))
+            if shown is None:
+                raise ValueError(
+                    f"{task} has no demonstrations to learn from: give its problems text references, or write demonstrate()"
+                )
+            completions.append(np.array([*tokenizer.encode(shown), tokenizer.eos_ids[0]]))
+            if len(completions[-1]) > task.max_new_tokens:
+                raise ValueError(
+                    f"a demonstration of {task} is {len(completions[-1])} tokens long, its end token included, but "
+                    f"max_new_tokens is {task.max_new_tokens}; raise it: {shown[:60]!r}"
+                )
+        episodes.extend(completions, rows)
+    return from_episodes(episodes, np.zeros(episodes.tokens_NT.shape), np.arange(episodes.num))
+
+
+def check_graded(episodes: Episodes, max_ungraded: float) -> None:
+    """Stop when a reward grades too little of a rollout to learn from."""
+    errors = [score.error for score in episodes.scores if score is not None and score.error is not None]
+    if len(errors) > max_ungraded * episodes.num:
+        raise rewards.RewardError(
+            f"the reward {episodes.reward.name!r} left {len(errors)} of {episodes.num} episodes ungraded, more than "
+            f"max_ungraded={max_ungraded:g}; the first error was:\n{errors[0]}"
+        )

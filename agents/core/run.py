@@ -1,0 +1,196 @@
+"""A run: the directory with everything one training left behind.
+
+::
+
+    config.json            what was run: agent, environment, settings, versions
+    metrics.jsonl          a line a step
+    rollouts/000042.jsonl.gz   the episodes of that step
+    checkpoints/000100/    a transformers model folder, and trainer.pt with optimiser, schedule and progress
+    tensorboard/           the metrics, for TensorBoard
+    result.json            held-out accuracy before and after
+
+Files appear whole or not at all: each is written beside its place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.core.learner import Learner
+from agents.core.policy import Policy
+from agents.core.trajectories import Trajectories
+from textenv.task import Finish
+
+SCHEMA = 1
+MIN_FREE_BYTES = 64 * 2**20
+
+
+class Run:
+    """The directory of one run.
+
+    Args:
+        folder: where it lies; made if need be.
+        config: what is run, as plain data.
+        resume: go on with the run that is there.
+
+    Raises:
+        ValueError: the folder holds another run, or no run to resume; a config that differs from the one to resume.
+        OSError: the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.config = {"schema": SCHEMA, **json.loads(json.dumps(config))}
+        check_run_folder(self.folder, resume=resume)
+        if resume:
+            _check_same(read_config(self.folder), self.config)
+        else:
+            (self.folder / "rollouts").mkdir(parents=True, exist_ok=True)
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
+            _write_text(self.folder / "config.json", json.dumps(self.config, indent=2))
+        self._board: Any = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a step's metrics. A value that is not a number is kept as null."""
+        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        for name, value in metrics.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        return self._board
+
+    def log_rollout(self, step: int, trajectories: Trajectories) -> None:
+        """Keep the episodes of a step, a JSON line each."""
+        lines = "".join(json.dumps(row) + "\n" for row in episode_rows(trajectories))
+        with _replacing(self.folder / "rollouts" / f"{step:06d}.jsonl.gz") as path:
+            path.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
+
+    def save_checkpoint(self, step: int, policy: Policy, learner: Learner, progress: Mapping[str, Any]) -> Path:
+        """Save all that the run needs to go on as if it had never stopped. Only the newest two are kept."""
+        folder = self.folder / "checkpoints" / f"{step:06d}"
+        with _replacing(folder) as new:
+            new.mkdir()
+            policy.save(new)
+            state = {
+                "optimizer": learner.optimizer.state_dict(),
+                "schedule": learner.schedule.state_dict(),
+                "progress": dict(progress),
+            }
+            torch.save(state, new / "trainer.pt")
+        for old in self.checkpoints()[:-2]:
+            shutil.rmtree(old)
+        return folder
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        return sorted(path for path in (self.folder / "checkpoints").glob("[0-9]*") if path.suffix == "")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was logged after ``step``, to be done again from its checkpoint."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            _write_text(path, "".join(line + "\n" for line in kept))
+        for rollout in (self.folder / "rollouts").glob("*.jsonl.gz"):
+            if int(rollout.name.split(".")[0]) > step:
+                rollout.unlink()
+
+    def save_result(self, result: Mapping[str, Any]) -> None:
+        """Keep the final evaluation."""
+        _write_text(self.folder / "result.json", json.dumps(result, indent=2))
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
+    """Refuse, before anything slow starts, a folder that a run cannot live in.
+
+    Raises:
+        ValueError: it holds another run (or, to resume, none).
+        OSError: it cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    held = folder / "config.json"
+    if resume and not held.exists():
+        raise ValueError(f"no run to resume in {folder}; give the folder that a run printed as its own")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        what = "another run" if held.exists() else "other files"
+        raise ValueError(f"{folder} holds {what}; choose another --run-dir, or go on with it by --resume")
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(f"only {free // 2**20} MiB free on the disk of {folder}; a run needs at least 64, so free some first")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config of the run in ``folder``."""
+    return json.loads((Path(folder) / "config.json").read_text())
+
+
+def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
+    """The episodes of a rollout as plain data, tokens and their credit included."""
+    returns = trajectories.return_B.tolist()
+    for i, score in enumerate(trajectories.scores):
+        length = int(trajectories.length_B[i])
+        yield {
+            "group": int(trajectories.group_B[i]),
+            "prompt": trajectories.prompts[i],
+            "completions": trajectories.completions[i],
+            "reference": trajectories.references[i],
+            "return": None if score.value is None else returns[i],
+            "parts": dict(score.parts),
+            "error": score.error,
+            "finish": Finish(trajectories.finish_B[i]).label,
+            "tokens": trajectories.tokens_BT[i, :length].tolist(),
+            "source": trajectories.source_BT[i, :length].tolist(),
+            "logp": trajectories.logp_BT[i, :length].tolist(),
+            "reward": trajectories.reward_BT[i, :length].tolist(),
+        }
+
+
+def _check_same(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if there["schema"] != SCHEMA:
+        raise ValueError(f"the run was written with schema {there['schema']}, this version reads {SCHEMA}")
+    for part in ("agent", "env", "settings"):
+        if there[part] != wanted[part]:
+            raise ValueError(
+                f"the run to resume has {part} {there[part]!r}, but {wanted[part]!r} was asked for; "
+                "resume it with the settings it was started with"
+            )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _replacing(path) as new:
+        new.write_text(text)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to beside ``path``, put in its place once it is whole and on disk."""
+    new = path.with_name(path.name + ".new")
+    if new.is_dir():
+        shutil.rmtree(new)
+    yield new
+    for written in [new] if new.is_file() else new.iterdir():
+        descriptor = os.open(written, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    os.replace(new, path)

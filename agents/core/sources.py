@@ -1,0 +1,32 @@
+"""Where a model comes from: checks that cost nothing, to be made before anything heavy loads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def validate_model_source(source: str | Path) -> str:
+    """Refuse a source that can be neither a model's folder nor a name on the hub. Nothing is downloaded.
+
+    Returns:
+        The folder's path, ``~`` expanded, or the name.
+
+    Raises:
+        ValueError: the folder holds no ``config.json``, or the name could not be one.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"{str(source)!r} is not a model folder: no config.json in it; give a folder that save_pretrained "
+                "wrote, or a name on the hub"
+            )
+        return str(path)
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise ValueError(
+            f"{str(source)!r} is neither a model folder (it does not exist) nor a hub name such as Qwen/Qwen3-0.6B"
+        )
+    return str(source)

@@ -1,0 +1,136 @@
+"""Trajectories: what a rollout hands to a learner.
+
+Shapes: B episodes, T tokens. Rows are right-padded contexts: prompt, completion, and for several turns replies and further
+completions. Every mask is derived from ``source_BT``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rewards import Score
+from textenv.episodes import Episodes, Source
+from textenv.task import Finish
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A batch of finished episodes.
+
+    Attributes:
+        tokens_BT: int64.
+        source_BT: uint8, the :class:`textenv.Source` of each token.
+        logp_BT: float32, log-probability of each sampled token in the distribution it was drawn from; 0 elsewhere.
+        reward_BT: float32, the reward of each sampled token; a row sums to its return. 0 elsewhere.
+        group_B: int64; the completions of one problem share a number.
+        scores: a :class:`rewards.Score` an episode.
+        finish_B: uint8 array of :class:`textenv.Finish`, of the last completion.
+        prompts, completions, references: for people; ``completions[i]`` has one text a turn.
+    """
+
+    tokens_BT: Tensor
+    source_BT: Tensor
+    logp_BT: Tensor
+    reward_BT: Tensor
+    group_B: Tensor
+    scores: list[Score]
+    finish_B: np.ndarray
+    prompts: list[str]
+    completions: list[list[str]]
+    references: list[object]
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+    @property
+    def sampled_BT(self) -> Tensor:
+        """Bool: the tokens that the policy chose, end tokens included."""
+        return self.source_BT == Source.SAMPLED
+
+    @property
+    def length_B(self) -> Tensor:
+        """int64: tokens of each row, padding left out."""
+        return (self.source_BT != Source.PAD).sum(dim=1)
+
+    @property
+    def return_B(self) -> Tensor:
+        """float64: the sum of each row's rewards; NaN for an ungraded episode."""
+        graded_B = torch.tensor([score.value is not None for score in self.scores], device=self.reward_BT.device)
+        return torch.where(graded_B, self.reward_BT.double().sum(dim=1), torch.nan)
+
+    def to(self, device: torch.device) -> Trajectories:
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+
+def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) -> Trajectories:
+    """Finished episodes as trajectories, cut to the longest row.
+
+    Args:
+        episodes: all done.
+        logp_NT: behaviour log-probabilities at the sampled tokens.
+        group_N: the group of each episode.
+    """
+    width = int(episodes.length_N.max())
+    source_BT = episodes.source_NT[:, :width]
+    reward_BT = np.zeros(source_BT.shape, dtype=np.float32)
+    reward_BT[source_BT == Source.SAMPLED] = np.concatenate([episodes.credit(n) for n in range(episodes.num)])
+    return Trajectories(
+        tokens_BT=torch.from_numpy(episodes.tokens_NT[:, :width].copy()),
+        source_BT=torch.from_numpy(source_BT.copy()),
+        logp_BT=torch.from_numpy(logp_NT[:, :width].astype(np.float32)),
+        reward_BT=torch.from_numpy(reward_BT),
+        group_B=torch.from_numpy(group_N.astype(np.int64)),
+        scores=[score for score in episodes.scores if score is not None],
+        finish_B=episodes.finish_N.copy(),
+        prompts=[problem.prompt for problem in episodes.problems],
+        completions=[list(texts) for texts in episodes.completions],
+        references=[problem.reference for problem in episodes.problems],
+    )
+
+
+def summary(trajectories: Trajectories) -> dict[str, float]:
+    """What a step logs about its rollout: rewards, accuracy, lengths, endings, groups. Ungraded episodes are left out of
+    rewards and accuracy and counted in ``ungraded_share``; a mean over none is NaN.
+    """
+    graded = [score for score in trajectories.scores if score.value is not None]
+    new_tokens_B = trajectories.sampled_BT.sum(dim=1).double()
+    cut_B = np.isin(trajectories.finish_B, (Finish.LENGTH, Finish.CONTEXT))
+    spread = group_spread(trajectories)
+    parts = sorted({name for score in graded for name in score.parts})
+    return {
+        "reward": _mean([score.value for score in graded if score.value is not None]),
+        "reward_std": float(np.std([score.value for score in graded], ddof=1)) if len(graded) > 1 else 0.0,
+        "accuracy": _mean([float(bool(score.correct)) for score in graded]),
+        **{f"reward/{name}": _mean([s.parts[name] for s in graded if name in s.parts]) for name in parts},
+        "ungraded_share": 1 - len(graded) / len(trajectories),
+        "new_tokens_mean": float(new_tokens_B.mean()),
+        "new_tokens_p95": float(new_tokens_B.quantile(0.95)),
+        "cut_share": float(cut_B.mean()),
+        "groups_without_spread": spread["all"],
+        "groups_all_right": spread["right"],
+        "groups_all_wrong": spread["wrong"],
+    }
+
+
+def group_spread(trajectories: Trajectories) -> dict[str, float]:
+    """Shares of the groups whose returns are all equal, and of those that are all correct or all wrong."""
+    rows_by_group: dict[int, list[int]] = {}
+    for row, group in enumerate(trajectories.group_B.tolist()):
+        rows_by_group.setdefault(group, []).append(row)
+    flat = right = wrong = 0
+    for rows in rows_by_group.values():
+        scores = [trajectories.scores[row] for row in rows if trajectories.scores[row].value is not None]
+        flat += len({score.value for score in scores}) <= 1
+        right += bool(scores) and all(score.correct for score in scores)
+        wrong += bool(scores) and not any(score.correct for score in scores)
+    groups = len(rows_by_group)
+    return {"all": flat / groups, "right": right / groups, "wrong": wrong / groups}
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,156 @@
+"""The reward contract: samples in, scores out.
+
+A score is one of three things that are never confused: *scored* (a number), *scored low* (a number too), and *ungraded*
+(``value=None`` with an ``error``): the reward could not tell. Ungraded samples leave baseline and gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a reward sees: one finished episode.
+
+    ``completion`` is the last thing the policy wrote, without its end-of-sequence token; ``turns`` holds every completion
+    of the episode, oldest first; ``tokens`` are all token ids that the policy chose, end tokens included.
+    """
+
+    prompt: str
+    completion: str
+    reference: Any = None
+    turns: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    finish: str = "eos"
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward returns for one sample.
+
+    Args:
+        value: the return of the episode, finite; ``None`` when the sample could not be graded.
+        parts: named components, all finite floats. ``parts["correct"]`` (1.0 or 0.0), when given, is what accuracy counts.
+        tokens: optional credit for each of ``sample.tokens``; its sum must be ``value``. Without it the whole value belongs
+            to the last token.
+        error: why the sample is ungraded; given if and only if ``value`` is ``None``.
+
+    Raises:
+        ValueError: a value or part that is not finite, or a ``None`` without an error.
+
+    Example:
+        >>> Score(0.0).correct, Score(1.0).correct, Score(None, error="time-out").correct
+        (False, True, None)
+    """
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    tokens: tuple[float, ...] | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.error is not None):
+            raise ValueError(f"a score has a value or an error, not both or neither; got {self.value=}, {self.error=}")
+        numbers = {"value": 0.0 if self.value is None else self.value, **self.parts}
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise ValueError(f"a score's {name} must be a finite number, got {number}; use ungraded(why) instead")
+        if self.tokens is not None and not math.isclose(
+            math.fsum(self.tokens), numbers["value"], rel_tol=1e-9, abs_tol=1e-9
+        ):
+            raise ValueError(f"token credit must sum to the value {self.value}, got {math.fsum(self.tokens)}")
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the answer counts as right: ``parts["correct"]`` if the reward names it, else a value of 1 or more."""
+        if self.value is None:
+            return None
+        return self.parts.get("correct", self.value) >= 1.0
+
+
+def ungraded(why: str) -> Score:
+    """A score that says nothing about the sample: the reward itself could not work."""
+    return Score(None, error=why)
+
+
+class RewardError(RuntimeError):
+    """A reward source broke, or broke its contract."""
+
+
+class Reward(ABC):
+    """Scores finished episodes, a batch at a time, one score a sample, in order.
+
+    A source that fails on one sample returns :func:`ungraded` for it and goes on.
+    """
+
+    name: str = "reward"
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample]) -> list[Score]: ...
+
+
+PlainReward = Callable[..., Any]
+"""``(prompt, completion, reference) -> float | Score``"""
+
+
+class FunctionReward(Reward):
+    """A plain function ``(prompt, completion, reference) -> float`` as a :class:`Reward`.
+
+    When the function raises, that sample is ungraded and its error holds the traceback.
+
+    Example:
+        >>> shout = FunctionReward(lambda prompt, completion, reference: float(completion.isupper()))
+        >>> [score.value for score in shout([Sample(prompt="", completion="HEY")])]
+        [1.0]
+    """
+
+    def __init__(self, function: PlainReward, name: str | None = None) -> None:
+        parameters = inspect.signature(function).parameters
+        if len(parameters) != 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+            raise TypeError(
+                f"a reward function takes (prompt, completion, reference), got {name or function!r} with "
+                f"({', '.join(parameters)}); for more than that subclass rewards.Reward"
+            )
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Score]:
+        return [self._score(sample) for sample in samples]
+
+    def _score(self, sample: Sample) -> Score:
+        try:
+            result = self.function(sample.prompt, sample.completion, sample.reference)
+            if result is None:
+                return ungraded(f"{self.name} returned None")
+            return result if isinstance(result, Score) else Score(float(result))
+        except Exception:  # noqa: BLE001 - the boundary to user code: any failure is an ungraded sample, with its traceback
+            return ungraded(traceback.format_exc())
+
+
+def score_samples(reward: Reward, samples: Sequence[Sample]) -> list[Score]:
+    """Score ``samples`` and hold the reward to its contract.
+
+    An exception leaves the whole batch ungraded, each score carrying the traceback. This is the one place from which
+    environments call rewards.
+
+    Raises:
+        RewardError: the reward returned something other than one :class:`Score` a sample.
+    """
+    try:
+        scores = reward(samples)
+    except Exception:  # noqa: BLE001 - the boundary to user code, as above
+        return [ungraded(traceback.format_exc())] * len(samples)
+    if len(scores) != len(samples) or not all(isinstance(score, Score) for score in scores):
+        raise RewardError(
+            f"{reward.name} must return one Score a sample, in order; got {len(scores)} results "
+            f"({', '.join(sorted({type(score).__name__ for score in scores}))}) for {len(samples)} samples"
+        )
+    return scores

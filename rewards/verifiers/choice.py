@@ -1,0 +1,59 @@
+"""The letter of a choice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rewards.contract import Score
+from rewards.verifiers.base import Verifier, unreadable, verdict
+
+
+class Choice(Verifier):
+    """``1.0 if the letter that the completion chooses == that of the reference else 0.0``.
+
+    A completion chooses a letter by stating it (``the answer is B``, ``Answer: (B)``) or, if it states none, by opening
+    with it: ``B``, ``(B)``, ``B.``, ``B) Paris``. From there on it must not name another choice: a completion that
+    does, or that chooses nothing, scores 0.0 with ``parts["readable"]`` 0.0. Naming a choice is a capital letter
+    standing alone, but for the article in ``A dog`` and the pronoun in ``I think``; so ``B) Vitamin C`` names two.
+    Reasoning before the statement may name any. The reference is read by the same rule; if it chooses nothing the
+    sample is ungraded.
+
+    Args:
+        choices: the letters to choose from, as they are written (case counts).
+
+    Raises:
+        ValueError: fewer than two letters, or not all different letters and digits.
+
+    Example:
+        >>> choice = Choice()
+        >>> [choice.grade(text, "B").value for text in ("B", "Not A, so the answer is **B**.", "A or B")]
+        [1.0, 1.0, 0.0]
+    """
+
+    name = "choice"
+
+    def __init__(self, choices: str = "ABCDE") -> None:
+        if not (choices.isalnum() and len(choices) == len(set(choices)) >= 2):
+            raise ValueError(f"choices must be at least two different letters such as 'ABCD', got {choices!r}")
+        self.choices = choices
+        letter = rf"(?P<letter>\b[{choices}]\b(?!['’-]\w))"
+        states = r"(?i:\b(?:answer|choice|option)(?:\s{0,3}(?:is\b|[:=]))+\s{0,3}(?:(?:choice|option)\s)?)"
+        self._stated = re.compile(rf"{states}[\s(\[\"']{{0,4}}{letter}")
+        self._opening = re.compile(rf"\s*[(\[]?{letter}(?:[)\].:,]|\s*$)")
+        self._named = re.compile(rf"{letter}(?!(?<=[AI]) (?!and\b|or\b|is\b)[a-z])")
+
+    def grade(self, completion: str, reference: Any) -> Score:
+        wanted = self._read(str(reference))
+        if wanted is None:
+            return unreadable(reference, wanted=f"one of the choices {', '.join(self.choices)}")
+        answer = self._read(completion)
+        return verdict(answer == wanted, readable=float(answer is not None))
+
+    def _read(self, text: str) -> str | None:
+        text = text.replace("*", "")  # bold
+        chosen = self._stated.search(text) or self._opening.match(text)
+        if chosen is None:
+            return None
+        others = set(self._named.findall(text, chosen.end("letter"))) - {chosen["letter"]}
+        return None if others else chosen["letter"]

@@ -1,0 +1,58 @@
+"""The last number of a text, as in GSM8K."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rewards.contract import Score
+from rewards.verifiers.base import Verifier, unreadable, verdict
+from rewards.verifiers.number import read_number
+
+# A run of digits with what may stand inside a number is taken whole: "1,2,3" and "12/3/2024" are no numbers, and must
+# not be cut into some. A hyphen behind a letter, a digit or a closing bracket subtracts or joins; elsewhere it is a
+# sign.
+_RUN = r"""(?: (?<![^\W_]) (?<![)\]}]) [+-] [$€£]? )?
+           (?<![^\W_]) (?: (?<!\.) \. )?
+           [0-9] (?: [0-9.,/]* [0-9] )? (?: [eE] [+-]? [0-9]+ )?"""
+_NUMBERS = re.compile(_RUN, re.VERBOSE)
+# Only a number alone behind the marker: "#### 2. Add them up" is a heading. The bounds keep the search linear.
+_MARKED = re.compile(rf"\#\#\#\# [^\w\n]{{0,8}}? ({_RUN}) [^\w\n]{{0,8}} $", re.VERBOSE | re.MULTILINE)
+
+
+class LastNumber(Verifier):
+    """``1.0 if the last number of the completion == the reference else 0.0``, in exact arithmetic.
+
+    If the completion has lines that end in ``#### number``, as GSM8K's solutions do, the last of these counts; else the
+    last number anywhere. What stands around a number is prose: ``18``, ``18.``, ``$18``, ``18%`` and ``18 km`` are all
+    18. Digits inside a word (``CO2``) are none. If the last run of digits is not a well-formed number (``1,23``,
+    ``12/4``, a date with slashes) there is no answer: 0.0, with ``parts["readable"]`` 0.0.
+
+    The reference is a solution that ends in ``#### number``, or a text with exactly one number; any other leaves the
+    sample ungraded.
+
+    Every completion is one guess, so listing numbers earns no more than guessing. But the rule does not see whether the
+    rest of the text agrees with its last number: where that matters ask for a format, or use ``numeric``.
+
+    Example:
+        >>> last = LastNumber()
+        >>> [last.grade(text, "18").value for text in ("9 + 9 makes 18.", "#### 18\\nChecked 3 times.", "18, or 19")]
+        [1.0, 1.0, 0.0]
+    """
+
+    name = "last_number"
+
+    def grade(self, completion: str, reference: Any) -> Score:
+        candidates = _candidates(str(reference))
+        wanted = read_number(candidates[0]) if len(candidates) == 1 else None
+        if wanted is None:
+            return unreadable(reference, wanted="one number, or a text that ends in '#### number'")
+        found = _candidates(completion)
+        answer = read_number(found[-1]) if found else None
+        return verdict(answer == wanted, readable=float(answer is not None))
+
+
+def _candidates(text: str) -> list[str]:
+    """The last marked number of ``text`` if there is one, else all its numbers."""
+    text = text.replace("\N{MINUS SIGN}", "-")
+    return _MARKED.findall(text)[-1:] or _NUMBERS.findall(text)

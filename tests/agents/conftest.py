@@ -1,0 +1,57 @@
+"""Tiny models of three families, with fresh weights large enough that their distributions have a shape."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from agents.core.policy import Policy
+from textenv.tokenizer import CharTokenizer
+
+ALPHABET = "0123456789+= "
+SIZES = {"vocab_size": len(ALPHABET) + 1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def make_model(family: str, seed: int = 0, **changes):
+    sizes = SIZES | changes
+    torch.manual_seed(seed)
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **sizes))
+    else:
+        config, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[
+            family
+        ]
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+        model = model_class(config(hidden_size=32, intermediate_size=64, max_position_embeddings=64, **heads, **sizes))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def tokenizer():
+    return CharTokenizer(ALPHABET)
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+def policy(request, tokenizer):
+    return Policy(make_model(request.param), tokenizer)
+
+
+@pytest.fixture
+def llama(tokenizer):
+    return Policy(make_model("llama"), tokenizer)
+
+
+class Undecodable(CharTokenizer):
+    """Its ids 3 and 5 stand for no text."""
+
+    def __init__(self):
+        super().__init__(ALPHABET)
+        self.decodable_V = np.isin(np.arange(self.vocab_size), (3, 5), invert=True)

@@ -1,0 +1,152 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from agents.core.kl import kl_estimate
+from agents.core.losses import aggregate, clip_fractions, clipped_surrogate, count_denominators
+
+MODES = ["token_mean", "sequence_mean", "sequence_sum", "constant"]
+JUNK = -9.0
+
+# Two answers of three and two tokens; the last entry is padding.
+SAMPLED = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
+ADVANTAGE = torch.tensor([1, -0.5])
+OLD = torch.tensor([[-1.0, -2.0, -0.5], [-1.5, -0.7, JUNK]])
+LOGP = torch.tensor([[-0.7, -2.4, -0.5], [-1.0, -0.9, JUNK]])
+REF = torch.tensor([[-1.1, -2.0, -0.6], [-1.2, -0.8, JUNK]])
+COUNTS = count_denominators(SAMPLED, max_new_tokens=3)
+
+
+def loss_and_gradient(mode, low=0.2, high=0.2, beta=0.0, max_new_tokens=3, old=OLD, logp=LOGP, ref=REF):
+    logp = logp.clone().requires_grad_()
+    term_BT = clipped_surrogate(logp, old, ADVANTAGE, low, high) + beta * kl_estimate(logp, ref, "k3")
+    loss = aggregate(term_BT, SAMPLED, mode, count_denominators(SAMPLED, max_new_tokens))
+    loss.backward()
+    return loss.item(), logp.grad
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("token_mean", 3.0), ("sequence_sum", 7.5), ("sequence_mean", 3.25), ("constant", 2.5)]
+)
+def test_averages_worked_by_hand(mode, expected):
+    # token 15/5; sequences (6 + 9)/2; (2 + 4.5)/2; 15/(2·3)
+    x = torch.tensor([[1, 2, 3], [4, 5, 100.0]])
+    assert aggregate(x, SAMPLED, mode, COUNTS).item() == pytest.approx(expected)
+
+
+def test_ppo_loss_and_gradient_agree_with_verl():
+    loss, gradient = loss_and_gradient("token_mean")
+    assert loss == pytest.approx(-0.327319, abs=1e-6)
+    assert_close(gradient, torch.tensor([[0, -0.134064, -0.2], [0.164872, 0.081873, 0]]), atol=1e-6, rtol=0)
+
+
+def test_clip_higher_agrees_with_dapo():
+    loss, gradient = loss_and_gradient("token_mean", high=0.28)
+    assert loss == pytest.approx(-0.343319, abs=1e-6)
+    assert_close(gradient, torch.tensor([[0, -0.134064, -0.2], [0.164872, 0.081873, 0]]), atol=1e-6, rtol=0)
+
+
+def test_grpo_loss_agrees_with_trl():
+    assert loss_and_gradient("sequence_mean")[0] == pytest.approx(-0.169955, abs=1e-6)
+
+
+def test_grpo_loss_with_kl_agrees_with_trl():
+    loss, gradient = loss_and_gradient("sequence_mean", beta=0.04)
+    assert loss == pytest.approx(-0.168603, abs=1e-6)
+    expected = torch.tensor([[0.002198, -0.114999, -0.166032], [0.207903, 0.101290, 0]])
+    assert_close(gradient, expected, atol=1e-6, rtol=0)
+
+
+def test_dr_grpo_loss_agrees_with_trl():
+    assert loss_and_gradient("constant", max_new_tokens=4)[0] == pytest.approx(-0.204574, abs=1e-6)
+
+
+def test_policy_gradient_at_ratio_one_is_minus_the_advantage():
+    _, gradient = loss_and_gradient("token_mean", old=LOGP)
+    assert_close(gradient, torch.tensor([[-0.2, -0.2, -0.2], [0.1, 0.1, 0]]))
+
+
+def test_the_clip_keeps_the_gradient_that_leads_back():
+    # r = 1.65 with A = -0.5 and r = 0.67 with A = 1 lie outside the clip and still move.
+    gradient = loss_and_gradient("token_mean")[1]
+    assert gradient[1, 0] != 0
+    assert gradient[0, 1] != 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), float("-inf"), 1e30])
+def test_junk_where_nothing_was_sampled_changes_neither_loss_nor_gradient(mode, junk):
+    expected_loss, expected_gradient = loss_and_gradient(mode, beta=0.04)
+    for name, clean in (("logp", LOGP), ("old", OLD), ("ref", REF)):
+        dirty = torch.where(SAMPLED, clean, junk)
+        loss, gradient = loss_and_gradient(mode, beta=0.04, **{name: dirty})
+        assert loss == expected_loss
+        assert gradient.tolist() == expected_gradient.tolist()
+
+
+def update_batch():
+    """Nine rows of up to seven tokens, one of them without any sampled token."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(5, dtype=torch.float64, generator=generator).requires_grad_()
+    feature = torch.randn(9, 7, 5, dtype=torch.float64, generator=generator)
+    length = torch.tensor([7, 1, 4, 0, 3, 7, 2, 5, 6])
+    old = -torch.rand(9, 7, dtype=torch.float64, generator=generator)
+    advantage = torch.randn(9, dtype=torch.float64, generator=generator)
+    return weight, feature, old, advantage, torch.arange(7) < length[:, None]
+
+
+def batch_gradient(mode, splits, order, padding=0):
+    weight, feature, old, advantage, sampled = update_batch()
+    denominators = count_denominators(sampled, max_new_tokens=7)
+    for part in torch.tensor(order).split(splits):
+        logp, old_part, sampled_part = feature[part] @ weight, old[part], sampled[part]
+        if padding:
+            logp, old_part = (torch.nn.functional.pad(x, (0, padding), value=5.0) for x in (logp, old_part))
+            sampled_part = torch.nn.functional.pad(sampled_part, (0, padding))
+        term = clipped_surrogate(logp, old_part, advantage[part], 0.2, 0.2) + 0.1 * kl_estimate(logp, old_part, "k3")
+        aggregate(term, sampled_part, mode, denominators).backward()
+    return weight.grad
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("splits", [1, 2, 4, [2, 6, 1]])
+def test_gradient_does_not_depend_on_micro_batches_order_or_padding(mode, splits):
+    whole = batch_gradient(mode, 9, list(range(9)))
+    assert whole.abs().min() > 0
+    got = batch_gradient(mode, splits, [4, 0, 8, 2, 7, 3, 1, 6, 5], padding=3)
+    assert_close(got, whole, atol=1e-12, rtol=1e-6)
+
+
+def test_rows_without_a_sampled_token_are_not_counted_as_sequences():
+    counts = count_denominators(torch.tensor([[1, 0], [0, 0], [1, 1]], dtype=torch.bool), max_new_tokens=2)
+    assert (counts.tokens, counts.sequences) == (3, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_without_sampled_tokens_has_loss_zero(mode):
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    assert aggregate(OLD, nothing, mode, count_denominators(nothing, 3)) == 0
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="sequence_mean"):
+        aggregate(OLD, SAMPLED, "mean", COUNTS)
+
+
+def test_clip_fractions_count_only_where_the_clip_binds():
+    # r = [1.35, 0.67, 1 | 1.65, 0.82]; A > 0 binds 1.35. With A negated 0.67 binds below and 1.65 above.
+    low, high = clip_fractions(LOGP, OLD, ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
+    assert (low.item(), high.item()) == (0, pytest.approx(1 / 5))
+    low, high = clip_fractions(LOGP, OLD, -ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
+    assert (low.item(), high.item()) == (pytest.approx(1 / 5), pytest.approx(1 / 5))
+    low, high = clip_fractions(LOGP, OLD, -ADVANTAGE, SAMPLED, 0.4, 0.7, COUNTS)
+    assert (low.item(), high.item()) == (0, 0)
+
+
+def test_clip_fractions_of_micro_batches_sum_to_the_batchs():
+    parts = [
+        clip_fractions(LOGP[i : i + 1], OLD[i : i + 1], -ADVANTAGE[i : i + 1], SAMPLED[i : i + 1], 0.2, 0.2, COUNTS)
+        for i in range(2)
+    ]
+    whole = clip_fractions(LOGP, OLD, -ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
+    assert_close(torch.tensor(parts).sum(dim=0), torch.stack(whole))

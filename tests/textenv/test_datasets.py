@@ -1,0 +1,271 @@
+"""Datasets as tasks: one problem a row, whatever the file format, and a clear error for every bad row."""
+
+import csv
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from textenv.datasets import DatasetTask
+from textenv.tasks.gsm8k import GSM8K, WordProblems
+
+ROWS = [{"q": f"What is {n} + 1?", "a": str(n + 1), "extra": 'a "quoted", one\nin two lines'} for n in range(40)]
+
+
+def write_jsonl(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_csv(path, rows=ROWS):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path, rows=ROWS):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+WRITERS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet}
+
+
+def gzipped(path):
+    return write_bytes(path.with_name(path.name + ".gz"), gzip.compress(path.read_bytes()))
+
+
+def write_bytes(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def task_of(data, holdout=0.2, **options):
+    task = DatasetTask(data, prompt="q", answer="a", **options)
+    task.holdout = holdout
+    return task
+
+
+def problems_of(task, split="train", seed=0, n=40):
+    return [task.problem(seed, split, index) for index in range(n)]
+
+
+def prompts_of(*arguments, **options):
+    return [problem.prompt for problem in problems_of(*arguments, **options)]
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_every_format_gives_the_same_problems(tmp_path, suffix, zipped):
+    expected = problems_of(task_of(write_jsonl(tmp_path / "expected.jsonl")))
+    path = WRITERS[suffix](tmp_path / f"data{suffix}")
+    assert problems_of(task_of(gzipped(path) if zipped else path)) == expected
+
+
+def test_a_path_may_be_text_and_its_suffix_in_capitals(tmp_path):
+    assert problems_of(task_of(str(write_jsonl(tmp_path / "DATA.JSONL"))), n=1)
+
+
+def test_the_constructor_reads_nothing():
+    DatasetTask("missing.jsonl", prompt="q", answer="a")
+    GSM8K()
+
+
+def test_rows_are_read_once(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl")
+    task = task_of(path)
+    first = task.problem(0, "train", 0)
+    path.unlink()
+    assert task.problem(0, "train", 0) == first
+
+
+def test_only_newlines_part_the_rows_of_a_jsonl_file(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"q": "one\u2028two", "a": "1"}\r\n\n{"q": "three", "a": "3"}', encoding="utf-8-sig")
+    assert sorted(prompts_of(task_of(path, holdout=0), n=2)) == ["one\u2028two", "three"]
+
+
+# Errors -----------------------------------------------------------------------------------------------------------
+
+GOOD = '{"q": "1+1", "a": "2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("field.jsonl", GOOD + '{"q": "1", "b": "2"}', r"field.jsonl, row 2: wanted the field 'a', .* are 'q', 'b'"),
+        ("field.csv", "q,b\n1,2\n", r"field.csv, row 1: wanted the field 'a', the fields there are 'q', 'b'"),
+        ("json.jsonl", GOOD + GOOD + '{"q": ', r"json.jsonl, row 3: not JSON"),
+        ("blank.jsonl", GOOD + "\n[", r"blank.jsonl, row 3: not JSON"),
+        ("list.jsonl", '["1+1", "2"]', r"list.jsonl, row 1: wanted an object with the fields 'q' and 'a'"),
+        ("prompt.jsonl", GOOD + '{"q": " ", "a": "2"}', r"prompt.jsonl, row 2: the field 'q' is empty"),
+        ("answer.jsonl", '{"q": "1", "a": ""}', r"answer.jsonl, row 1: the field 'a' is empty"),
+        ("number.jsonl", '{"q": "1", "a": 2}', r"number.jsonl, row 1: the field 'a' must hold text, got 2"),
+        ("null.jsonl", '{"q": null, "a": "2"}', r"null.jsonl, row 1: the field 'q' must hold text, got None"),
+        ("empty.jsonl", "", r"empty.jsonl has no rows"),
+        ("empty.csv", "q,a\n", r"empty.csv has no rows"),
+        ("comma.csv", "q,a\n1,2\n1,2,3\n", r"comma.csv, row 2: wanted 2 cells as in the header, got 3"),
+        ("short.csv", "q,a\n1\n", r"short.csv, row 1: wanted 2 cells as in the header, got 1"),
+        ("quote.csv", 'q,a\n1,2\n"1"x,2\n', r"quote.csv, row 2: not csv"),
+        ("latin.csv", "q,a\né,2\n".encode("latin-1"), r"latin.csv must be UTF-8 text"),
+        ("broken.parquet", b"PAR1 not really", r"broken.parquet is not a parquet file that can be read"),
+        ("plain.jsonl.gz", GOOD, r"plain.jsonl.gz is not a whole gzip file"),
+        ("cut.jsonl.gz", gzip.compress(GOOD.encode())[:-9], r"cut.jsonl.gz is not a whole gzip file"),
+        ("data.txt", GOOD, r"data files end with .jsonl, .csv, .parquet, each with .gz or without, got .*data.txt"),
+    ],
+)
+def test_bad_data_is_refused_with_file_and_row(tmp_path, name, content, message):
+    path = write_bytes(tmp_path / name, content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        task_of(path).problem(0, "train", 0)
+
+
+def test_a_bad_last_row_is_found_at_the_first_problem(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", [*ROWS, {"q": "?"}])
+    with pytest.raises(ValueError, match="row 41: wanted the field 'a'"):
+        task_of(path).problem(0, "train", 0)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.csv.gz", "folder/missing.parquet"])
+def test_a_file_that_is_missing_is_never_looked_for_on_the_hub(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=pytest.fail))
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        task_of(name).problem(0, "train", 0)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r'data.parquet needs pyarrow: pip install "textenv\[parquet\]"'):
+        task_of(write_bytes(tmp_path / "data.parquet", b"PAR1")).problem(0, "train", 0)
+
+
+def test_a_split_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="split must be one of train, eval, got 'test'"):
+        task_of(write_jsonl(tmp_path / "data.jsonl")).problem(0, "test", 0)
+
+
+def test_a_split_without_rows_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", ROWS[:1])
+    empty = "eval" if task_of(path)._problems["train"] else "train"
+    with pytest.raises(ValueError, match=f"leaves no row for the '{empty}' split with holdout=0.2"):
+        task_of(path).problem(0, empty, 0)
+
+
+# The hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_without_datasets_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r'pip install "textenv\[hub\]"'):
+        GSM8K().problem(0, "train", 0)
+
+
+@pytest.mark.parametrize(("data", "asked"), [("me/sums", ("me/sums", None)), ("me/sums:main", ("me/sums", "main"))])
+def test_a_hub_name_loads_the_train_split_of_its_configuration(monkeypatch, data, asked):
+    def load_dataset(name, config, split):
+        assert (name, config, split) == (*asked, "train")
+        return ROWS
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert set(prompts_of(task_of(data, holdout=0))) == {row["q"] for row in ROWS}
+
+
+def test_a_hub_that_fails_says_which_dataset(monkeypatch):
+    def load_dataset(name, config, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match="the hub's dataset 'me/sums' cannot be loaded: no network"):
+        task_of("me/sums").problem(0, "train", 0)
+
+
+# Addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_is_in_another_order(tmp_path):
+    task = task_of(write_jsonl(tmp_path / "data.jsonl"), holdout=0)
+    prompts = prompts_of(task, n=80)
+    assert Counter(prompts[:40]) == Counter(prompts[40:]) == Counter(row["q"] for row in ROWS)
+    assert prompts[:40] != prompts[40:]
+
+
+def test_seeds_differ_in_order_and_addresses_do_not_depend_on_what_was_asked_before(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl")
+    task = task_of(path)
+    assert prompts_of(task, seed=0) != prompts_of(task, seed=1)
+    backwards = [task_of(path).problem(0, "train", index).prompt for index in reversed(range(40))]
+    assert backwards[::-1] == prompts_of(task, seed=0)
+
+
+def test_addresses_are_the_same_on_every_platform(tmp_path):
+    task = task_of(write_jsonl(tmp_path / "data.jsonl"), holdout=0)
+    assert [problem.reference for problem in problems_of(task, seed=3, n=42)[::41]] == ["24", "35"]
+    assert task.problem(3, "eval", 7).reference == "18"
+
+
+def test_holdout_parts_the_rows_and_keeps_repeated_prompts_together(tmp_path):
+    task = task_of(write_jsonl(tmp_path / "data.jsonl", ROWS * 3), holdout=0.5)
+    sizes = {split: len(task._problems[split]) for split in ("train", "eval")}
+    train, held_out = (set(prompts_of(task, split=split, n=sizes[split])) for split in ("train", "eval"))
+    assert train.isdisjoint(held_out)
+    assert train | held_out == {row["q"] for row in ROWS}
+    assert sum(sizes.values()) == 120
+    assert min(sizes.values()) > 0
+
+
+def test_without_holdout_both_splits_have_all_rows(tmp_path):
+    task = task_of(write_jsonl(tmp_path / "data.jsonl"), holdout=0)
+    assert set(prompts_of(task, split="train")) == set(prompts_of(task, split="eval")) == {row["q"] for row in ROWS}
+
+
+def test_eval_data_is_the_eval_split_and_leaves_no_trace_in_train(tmp_path):
+    data = write_jsonl(tmp_path / "train.jsonl", ROWS[:30])
+    eval_data = write_csv(tmp_path / "eval.csv", ROWS[20:])
+    task = task_of(data, eval_data=eval_data)
+    assert set(prompts_of(task, split="eval", n=20)) == {row["q"] for row in ROWS[20:]}
+    assert set(prompts_of(task, split="train", n=20)) == {row["q"] for row in ROWS[:20]}
+
+
+# GSM8K ------------------------------------------------------------------------------------------------------------
+
+
+def gsm8k_of(tmp_path, *answers):
+    rows = [{"question": f"Question {n}?", "answer": answer} for n, answer in enumerate(answers, start=1)]
+    task = GSM8K(write_jsonl(tmp_path / "gsm8k.jsonl", rows))
+    task.holdout = 0
+    return task
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("6*3=18\n#### 18", "18"), ("#### -1,234,567", "-1234567"), ("Use #### 2\n####0.5 ", "0.5")],
+)
+def test_gsm8k_reads_the_number_after_the_last_marker(tmp_path, answer, reference):
+    problem = gsm8k_of(tmp_path, answer).problem(0, "train", 0)
+    assert problem.reference == reference
+    assert problem.info == {"solution": answer}
+    assert problem.prompt == "Question 1?\nWork step by step, then end with a line of #### and the number.\n"
+
+
+@pytest.mark.parametrize("answer", ["18", "#### ", "#### eighteen", "#### 18 apples", "#### 1/2", "18 ####"])
+def test_gsm8k_refuses_a_row_without_a_number_after_the_marker(tmp_path, answer):
+    with pytest.raises(ValueError, match=r"gsm8k.jsonl, row 2: the answer must end in #### and a number"):
+        gsm8k_of(tmp_path, "#### 1", answer).problem(0, "train", 0)
+
+
+def test_word_problems_are_two_dozen_different_ones_in_plain_ascii():
+    path = Path(WordProblems().data)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert path.read_bytes().isascii()
+    assert len({row["question"] for row in rows}) == len(rows) == 24

@@ -1,0 +1,15 @@
+"""Checks that the tasks' constructors share."""
+
+from __future__ import annotations
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse an option that is not a whole number from ``low`` to ``high``.
+
+    Example:
+        >>> check_whole("digits", 0, 1, 18)
+        Traceback (most recent call last):
+        ValueError: digits must be a whole number from 1 to 18, got 0
+    """
+    if not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
