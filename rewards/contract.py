@@ -70,10 +70,14 @@ class Score:
 
     @property
     def correct(self) -> bool | None:
-        """Whether the answer counts as right: ``parts["correct"]`` if the reward names it, else a value of 1 or more."""
+        """Whether the answer counts as right; None if ungraded.
+
+        It is ``parts["correct"]`` if the reward names it. A reward without any parts counts as right from 1.0 on; one whose
+        parts name other things (a format, a length) says nothing about the answer, which then does not count as right.
+        """
         if self.value is None:
             return None
-        return self.parts.get("correct", self.value) >= 1.0
+        return self.parts.get("correct", 0.0 if self.parts else self.value) >= 1.0
 
 
 def ungraded(why: str) -> Score:
@@ -120,7 +124,7 @@ class FunctionReward(Reward):
                 f"({', '.join(parameters)}); for more than that subclass rewards.Reward"
             )
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
         return [self._score(sample) for sample in samples]
@@ -145,12 +149,20 @@ def score_samples(reward: Reward, samples: Sequence[Sample]) -> list[Score]:
         RewardError: the reward returned something other than one :class:`Score` a sample.
     """
     try:
-        scores = reward(samples)
+        scores: Any = reward(samples)
+    except RewardError:
+        raise
     except Exception:  # noqa: BLE001 - the boundary to user code, as above
         return [ungraded(traceback.format_exc())] * len(samples)
-    if len(scores) != len(samples) or not all(isinstance(score, Score) for score in scores):
+    if not isinstance(scores, list) or len(scores) != len(samples) or not all(isinstance(s, Score) for s in scores):
         raise RewardError(
-            f"{reward.name} must return one Score a sample, in order; got {len(scores)} results "
-            f"({', '.join(sorted({type(score).__name__ for score in scores}))}) for {len(samples)} samples"
+            f"{reward.name} must return a list with one Score a sample, in order, for {len(samples)} samples; "
+            f"got {str(scores)[:200]}"
         )
+    for sample, score in zip(samples, scores, strict=True):
+        if score.tokens is not None and len(score.tokens) != len(sample.tokens):
+            raise RewardError(
+                f"{reward.name} gave credit to {len(score.tokens)} tokens of a sample with {len(sample.tokens)}; "
+                "give one number for each of sample.tokens"
+            )
     return scores

@@ -6,6 +6,7 @@ from textenv.problems import ProblemStream
 from textenv.registry import make_task, register, registry
 from textenv.task import Finish, Problem, Task, Transcript
 from textenv.wrappers import KLPenalty, TextView, kl_penalty
+
 from textenv import tasks as tasks  # isort: skip - registers the built-in environments, once the names above exist
 
 __all__ = [

@@ -18,7 +18,7 @@ import numpy as np
 
 import rewards
 from textenv.envs import LEVELS, make_env, make_episodes
-from textenv.episodes import Episodes, Source
+from textenv.episodes import Episodes
 from textenv.problems import ProblemStream
 from textenv.registry import make_task
 from textenv.task import SPLITS, Finish, Task, Transcript
@@ -115,7 +115,7 @@ def check_problems(env_id: str, **options: Any) -> None:
     first, second = (make_task(env_id, **_task_options(options)) for _ in range(2))
     for split in SPLITS:
         forward = [first.problem(SEED, split, i) for i in range(PROBLEMS)]
-        np.random.seed(0)  # noqa: NPY002 - a task that draws from the global generator is what this looks for
+        np.random.seed(0)
         backward = [second.problem(SEED, split, i) for i in reversed(range(PROBLEMS))][::-1]
         for i, (one, other) in enumerate(zip(forward, backward, strict=True)):
             _require(
@@ -328,7 +328,7 @@ def check_reward(env_id: str, **options: Any) -> None:
     if _demonstrates(demonstrated):
         _require(
             all(score.correct for score in shown),
-            "the reward does not count the task's own demonstration as correct: mend demonstrate(), the references or the reward",
+            "the reward does not count the task's own demonstration as correct: mend demonstrate() or the reward",
         )
         shown_mean, noise_mean = (np.mean([score.value or 0.0 for score in scores]) for scores in (shown, noise))
         _require(

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ class DatasetTask(Task):
             )
         epoch, place = divmod(index, len(problems))
         return problems[_order(seed, SPLITS.index(split), epoch, len(problems))[place]]
+
+    def preview(self, split: str) -> Sequence[Problem]:
+        return self._problems[split]
 
     @cached_property
     def _problems(self) -> dict[str, list[Problem]]:

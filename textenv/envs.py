@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -57,14 +57,15 @@ def check_level(level: str) -> None:
         raise ValueError(f"level must be one of {' or '.join(map(repr, LEVELS))}, got {level!r}")
 
 
-def observation_space(episodes: Episodes) -> spaces.Dict:
+def observation_space(episodes: Episodes) -> spaces.Space[Observation]:
     """One episode's observation: the context right-padded, its length, and what is left of the completion's budget."""
     size = episodes.task.max_tokens
-    return spaces.Dict(
+    space: spaces.Space[Any] = spaces.Dict(
         tokens=spaces.Box(0, episodes.vocab_size - 1, (size,), np.int64),
         length=spaces.Box(0, size, (1,), np.int64),
         left=spaces.Box(0, episodes.task.max_new_tokens, (1,), np.int64),
     )
+    return space
 
 
 def action_space(episodes: Episodes, level: str) -> spaces.Discrete | spaces.MultiDiscrete:
@@ -116,13 +117,16 @@ class TextEnv(gym.Env[Observation, Any]):
     A cut completion is ``terminated``: its budget is part of the state. ``truncated`` is for limits from outside.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata = {  # noqa: RUF012 - Gymnasium declares it an instance variable
+        "render_modes": ["ansi", "human"],
+        "render_fps": 4,
+    }
     level: str
 
     def __init__(self, episodes: Episodes, render_mode: str | None = None) -> None:
         self.episodes = episodes
         self.problems = ProblemStream(episodes.task, episodes.split)
-        self.observation_space = observation_space(episodes)
+        self.observation_space: spaces.Space[Observation] = observation_space(episodes)
         self.action_space = action_space(episodes, self.level)
         self.render_mode = render_mode
 
@@ -149,7 +153,7 @@ class TextEnv(gym.Env[Observation, Any]):
     def _observation(self) -> Observation:
         return {name: array_N[0] for name, array_N in observe(self.episodes).items()}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """``ansi``: the context as text. ``human``: nothing here, each step prints it."""
         return self.episodes.text(0) if self.render_mode == "ansi" else None
 

@@ -117,6 +117,15 @@ class Episodes:
         self.finish_N[rows] = Finish.NONE
         self._begin_completion(np.asarray(rows))
 
+    def check_prompts(self) -> None:
+        """Encode the prompts that the task can preview, so that one that does not fit is known before anything slow.
+
+        Raises:
+            ValueError: a prompt too long for the context, or with text that the tokenizer has no token for.
+        """
+        for problem in self.task.preview(self.split):
+            self._encode_prompt(problem)
+
     def _encode_prompt(self, problem: Problem) -> np.ndarray:
         ids = self.tokenizer.encode_prompt(problem.prompt, self.task.system)
         room = self.task.max_tokens - self.task.max_new_tokens
@@ -246,13 +255,8 @@ class Episodes:
         reward_N = np.zeros(self.num)
         if len(rows) == 0:
             return reward_N
-        samples = [self.sample(n) for n in rows]
-        for n, sample, score in zip(rows, samples, rewards.score_samples(self.reward, samples), strict=True):
-            if score.tokens is not None and len(score.tokens) != len(sample.tokens):
-                raise rewards.RewardError(
-                    f"{self.reward.name} gave credit to {len(score.tokens)} tokens of a sample with {len(sample.tokens)}; "
-                    "give one number for each of sample.tokens"
-                )
+        scores = rewards.score_samples(self.reward, [self.sample(n) for n in rows])
+        for n, score in zip(rows, scores, strict=True):
             self.scores[n] = score
             reward_N[n] = 0.0 if score.value is None else score.value
         return reward_N

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -139,6 +139,10 @@ class Task:
             f"hold out {self.holdout:.0%} of them; give it more, or set holdout=0 to train and evaluate on the same ones"
         )
 
+    def preview(self, split: str) -> Sequence[Problem]:
+        """Problems to look at before a run starts: the first few, or all where the task knows them."""
+        return [self.problem(0, split, index) for index in range(16)]
+
     def split_of(self, problem: Problem) -> str:
         """The split a problem belongs to, by the hash of its key."""
         digest = hashlib.blake2b(self.key(problem).encode(), digest_size=8).digest()
@@ -152,7 +156,7 @@ class FunctionTask(Task):
     """A task from a function ``rng -> (prompt, reference)``."""
 
     def __init__(self, function: Callable[[np.random.Generator], Problem | tuple[str, Any]]) -> None:
-        self.draw = function  # type: ignore[method-assign]
+        self.draw = function  # type: ignore[method-assign, assignment]
         self.function = function
         self.__doc__ = function.__doc__
 

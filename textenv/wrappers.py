@@ -56,14 +56,9 @@ class KLPenalty(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         taken = _taken_tokens(episodes, len(context))
         logp, reference_logp = self.logp(context, taken), self.reference_logp(context, taken)
-        penalty = float(np.sum(kl_penalty(logp, reference_logp, self.beta)))
-        return (
-            observation,
-            reward + penalty,
-            terminated,
-            truncated,
-            {**info, "kl": float(np.sum(logp - reference_logp))},
-        )
+        info["kl"] = float(np.sum(logp - reference_logp))
+        total = float(reward) + float(np.sum(kl_penalty(logp, reference_logp, self.beta)))
+        return observation, total, terminated, truncated, info
 
 
 def _taken_tokens(episodes: Any, before: int) -> np.ndarray:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories
+
+OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -26,17 +31,15 @@ class Scored:
     entropy_RT: Tensor
 
 
-Loss = Callable[[Scored], Tensor]
-"""Its share of the batch's loss, a scalar: the shares of any split must sum to the loss of the whole."""
+Loss = Callable[[Scored], tuple[Tensor, dict[str, Tensor]]]
+"""A micro-batch's share of the batch's loss, a scalar, and of its metrics: the shares of any split must sum to the same."""
 
 
 class Learner:
-    """Adam with decoupled weight decay, linear warm-up, gradient clipping.
+    """Adam with decoupled weight decay and gradient clipping. The learning rate is set from outside, step by step.
 
     Args:
         policy: what is trained.
-        learning_rate: after the warm-up.
-        warmup_steps: optimiser steps over which the learning rate rises from 0.
         weight_decay: decoupled.
         max_grad_norm: longer gradients are scaled down to this.
         tokens_per_microbatch: most tokens, padding included, that go through the model at once; a memory setting that
@@ -48,8 +51,6 @@ class Learner:
         self,
         policy: Policy,
         *,
-        learning_rate: float,
-        warmup_steps: int = 0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         tokens_per_microbatch: int = 16_384,
@@ -60,54 +61,81 @@ class Learner:
         self.tokens_per_microbatch = tokens_per_microbatch
         self.temperature = temperature
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
+            policy.parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1))
-        )
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of the steps to come."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def step(self, batch: Trajectories, rows: Tensor, loss: Loss) -> dict[str, float]:
         """One optimiser step on ``rows`` of ``batch``.
 
         Returns:
-            ``loss``, ``grad_norm`` before clipping, and ``learning_rate``.
+            ``loss``, ``grad_norm`` before clipping, ``entropy`` in nats a token, ``logp_gap`` and ``logp_gap_max``
+            (absolute difference in nats between a token's log-probability as sampled and as scored here), and the sums of
+            the metrics that ``loss`` gives.
 
         Raises:
             FloatingPointError: the gradient is not finite; the weights are as before.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        tokens = batch.sampled_BT[rows].sum()
+        sums: dict[str, Tensor] = {}
+        gap_max = torch.zeros((), device=rows.device)
         for part in self.microbatches(batch, rows):
-            share = loss(self.score(batch, part))
+            scored = self.score(batch, part)
+            share, metrics = loss(scored)
             share.backward()
-            total += share.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm).item()
+            gap_RT = (scored.logp_RT.detach() - batch.logp_BT[part, : scored.logp_RT.shape[1]]).abs()
+            gap_max = torch.maximum(gap_max, gap_RT.max())
+            metrics |= {
+                "loss": share.detach(),
+                "entropy": scored.entropy_RT.sum() / tokens,
+                "logp_gap": gap_RT.sum() / tokens,
+            }
+            sums = {name: value + sums.get(name, 0.0) for name, value in metrics.items()}
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient's norm is {norm} at a loss of {total}; the weights were left as they were. "
+                f"the gradient's norm is {norm} at a loss of {float(sums['loss'])}; the weights were left as they were. "
                 "Lower the learning rate, or use float32"
             )
-        rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
-        self.schedule.step()
-        return {"loss": total, "grad_norm": norm, "learning_rate": rate}
+        totals = {name: float(value) for name, value in sums.items()}
+        return {**totals, "grad_norm": norm, "logp_gap_max": float(gap_max)}
 
-    def score(self, batch: Trajectories, rows: Tensor) -> Scored:
-        """Score ``rows`` with the current weights, cut to the longest of them."""
+    def score(self, batch: Trajectories, rows: Tensor, policy: Policy | None = None) -> Scored:
+        """Score ``rows`` with the current weights, or those of another policy, cut to the longest of them."""
         width = int(batch.length_B[rows].max())
         tokens_RT = batch.tokens_BT[rows, :width]
         sampled_RT = batch.sampled_BT[rows, :width]
-        logp_RT, entropy_RT = self.policy.logprobs(tokens_RT, sampled_RT, self.temperature)
+        logp_RT, entropy_RT = (policy or self.policy).logprobs(tokens_RT, sampled_RT, self.temperature)
         return Scored(rows, sampled_RT, logp_RT, entropy_RT)
 
     @torch.no_grad()
-    def logprobs(self, batch: Trajectories, rows: Tensor) -> Tensor:
-        """``logp_BT`` of ``rows`` under the current weights, 0 in all other rows."""
+    def logprobs(self, batch: Trajectories, rows: Tensor, policy: Policy | None = None) -> Tensor:
+        """``logp_BT`` of ``rows`` under the current weights, or those of another policy; 0 in all other rows."""
         logp_BT = torch.zeros_like(batch.logp_BT)
         for part in self.microbatches(batch, rows):
-            scored = self.score(batch, part)
+            scored = self.score(batch, part, policy)
             logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
         return logp_BT
+
+    def save(self, folder: Path) -> None:
+        """Write the optimiser's state to ``folder``."""
+        state = self.optimizer.state_dict()["state"]
+        tensors = {f"{index}/{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+        save_file(tensors, folder / OPTIMIZER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take the optimiser's state from ``folder``, where :meth:`save` left it."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in load_file(folder / OPTIMIZER_FILE).items():
+            index, name = key.split("/")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def microbatches(self, batch: Trajectories, rows: Tensor) -> Iterator[Tensor]:
         """Split ``rows`` by length into parts of at most ``tokens_per_microbatch`` tokens, padding included."""
@@ -121,3 +149,33 @@ class Learner:
             part.append(row)
         if part:
             yield torch.tensor(part, device=rows.device)
+
+
+def shuffled_parts(rows: Tensor, parts: int, seed: tuple[int, ...]) -> Iterator[Tensor]:
+    """``rows`` in a random order, in ``parts`` of equal size (to one row)."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    for part in np.array_split(order, parts):
+        if len(part):
+            yield rows[torch.from_numpy(part).to(rows.device)]
+
+
+def check_logp_gap(updates: Sequence[Mapping[str, float]], limit: float) -> None:
+    """Hold engine and learner to one distribution, by the first update on a fresh batch.
+
+    Raises:
+        RuntimeError: their log-probabilities differ by more than ``limit`` nats a token in the mean.
+    """
+    if updates and updates[0]["logp_gap"] > limit:
+        raise RuntimeError(
+            f"the engine sampled from another distribution than the learner scores: log-probabilities differ by "
+            f"{updates[0]['logp_gap']:.3g} nats a token in the mean, at most {updates[0]['logp_gap_max']:.3g}, and the limit "
+            f"max_logp_gap is {limit:g}; check that engine and learner hold the same weights and dtype"
+        )
+
+
+def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over the updates on one batch; but the gap to the engine is that of the first, when the batch was fresh."""
+    if not updates:
+        return {}
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    return means | {name: updates[0][name] for name in ("logp_gap", "logp_gap_max")}

@@ -41,15 +41,17 @@ def load_model(
 
 
 def tiny_config(vocab_size: int, eos_id: int) -> LlamaConfig:
-    """The embedded model: a Llama of about 0.8 million parameters for a vocabulary of a hundred."""
+    """The embedded model: a Llama of about a million parameters for a vocabulary of a hundred."""
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=160,
+        intermediate_size=432,
+        num_hidden_layers=3,
+        num_attention_heads=8,
         max_position_embeddings=1024,
-        tie_word_embeddings=False,
+        # Tied embeddings drawn wider than the library's 0.02 learn a character task in half the steps.
+        tie_word_embeddings=True,
+        initializer_range=0.06,
         bos_token_id=None,
         eos_token_id=eos_id,
         # Unset: the embedding of a padding id would never be trained.

@@ -5,9 +5,9 @@
     config.json            what was run: agent, environment, settings, versions
     metrics.jsonl          a line a step
     rollouts/000042.jsonl.gz   the episodes of that step
-    checkpoints/000100/    a transformers model folder, and trainer.pt with optimiser, schedule and progress
+    checkpoints/000100/    a transformers model folder, and the optimiser's state
     tensorboard/           the metrics, for TensorBoard
-    result.json            held-out accuracy before and after
+    evaluation_before.json, evaluation_after.json   on held-out problems
 
 Files appear whole or not at all: each is written beside its place and renamed into it.
 """
@@ -23,8 +23,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from agents.core.learner import Learner
 from agents.core.policy import Policy
@@ -81,25 +79,19 @@ class Run:
         with _replacing(self.folder / "rollouts" / f"{step:06d}.jsonl.gz") as path:
             path.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
 
-    def save_checkpoint(self, step: int, policy: Policy, learner: Learner, progress: Mapping[str, Any]) -> Path:
-        """Save all that the run needs to go on as if it had never stopped. Only the newest two are kept."""
+    def save_checkpoint(self, step: int, policy: Policy, learner: Learner) -> Path:
+        """Save all that the run needs to go on as if it had never stopped. Only the newest two are kept.
+
+        All else that a step depends on (problems, sampling, learning rate) is a function of the settings and its number.
+        """
         folder = self.folder / "checkpoints" / f"{step:06d}"
         with _replacing(folder) as new:
             new.mkdir()
             policy.save(new)
-            state = {
-                "optimizer": learner.optimizer.state_dict(),
-                "schedule": learner.schedule.state_dict(),
-                "progress": dict(progress),
-            }
-            torch.save(state, new / "trainer.pt")
-        for old in self.checkpoints()[:-2]:
+            learner.save(new)
+        for old in checkpoints(self.folder)[:-2]:
             shutil.rmtree(old)
         return folder
-
-    def checkpoints(self) -> list[Path]:
-        """The complete checkpoints, oldest first."""
-        return sorted(path for path in (self.folder / "checkpoints").glob("[0-9]*") if path.suffix == "")
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after ``step``, to be done again from its checkpoint."""
@@ -111,13 +103,18 @@ class Run:
             if int(rollout.name.split(".")[0]) > step:
                 rollout.unlink()
 
-    def save_result(self, result: Mapping[str, Any]) -> None:
-        """Keep the final evaluation."""
-        _write_text(self.folder / "result.json", json.dumps(result, indent=2))
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep ``content`` as a file of the run."""
+        _write_text(self.folder / name, json.dumps(content, indent=2))
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in Path(folder, "checkpoints").glob("[0-9]*") if path.suffix == "")
 
 
 def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
@@ -137,7 +134,9 @@ def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
-        raise OSError(f"only {free // 2**20} MiB free on the disk of {folder}; a run needs at least 64, so free some first")
+        raise OSError(
+            f"only {free // 2**20} MiB free on the disk of {folder}; a run needs at least 64, so free some first"
+        )
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -30,3 +30,9 @@ def validate_model_source(source: str | Path) -> str:
             f"{str(source)!r} is neither a model folder (it does not exist) nor a hub name such as Qwen/Qwen3-0.6B"
         )
     return str(source)
+
+
+def find_model(source: str | Path) -> str | Path:
+    """The model folder that ``source`` means: the newest checkpoint if it is a run's folder, else ``source`` itself."""
+    checkpoints = sorted(path for path in Path(source, "checkpoints").glob("[0-9]*") if path.suffix == "")
+    return checkpoints[-1] if checkpoints else source

@@ -6,7 +6,7 @@ completions. Every mask is derived from ``source_BT``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,8 +63,14 @@ class Trajectories:
         return torch.where(graded_B, self.reward_BT.double().sum(dim=1), torch.nan)
 
     def to(self, device: torch.device) -> Trajectories:
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT.to(device),
+            source_BT=self.source_BT.to(device),
+            logp_BT=self.logp_BT.to(device),
+            reward_BT=self.reward_BT.to(device),
+            group_B=self.group_B.to(device),
+        )
 
 
 def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) -> Trajectories:
@@ -98,13 +104,14 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
     rewards and accuracy and counted in ``ungraded_share``; a mean over none is NaN.
     """
     graded = [score for score in trajectories.scores if score.value is not None]
+    values = [score.value for score in graded if score.value is not None]
     new_tokens_B = trajectories.sampled_BT.sum(dim=1).double()
     cut_B = np.isin(trajectories.finish_B, (Finish.LENGTH, Finish.CONTEXT))
     spread = group_spread(trajectories)
     parts = sorted({name for score in graded for name in score.parts})
     return {
-        "reward": _mean([score.value for score in graded if score.value is not None]),
-        "reward_std": float(np.std([score.value for score in graded], ddof=1)) if len(graded) > 1 else 0.0,
+        "reward": _mean(values),
+        "reward_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
         "accuracy": _mean([float(bool(score.correct)) for score in graded]),
         **{f"reward/{name}": _mean([s.parts[name] for s in graded if name in s.parts]) for name in parts},
         "ungraded_share": 1 - len(graded) / len(trajectories),

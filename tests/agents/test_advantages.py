@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,7 +45,17 @@ def test_members_of_a_group_need_not_be_neighbours():
 @pytest.mark.parametrize("normalise", ["group", "batch", "none"])
 @pytest.mark.parametrize(
     "rewards",
-    [[3.7], [0.95] * 7, [0.1] * 3, [0.95] * 7 + [0.95 + 1e-17], [1e300] * 5, [0.0] * 4, [NAN] * 3, [NAN, 2.0]],
+    [
+        [3.7],
+        [0.0] * 4,
+        [0.95] * 7,
+        [0.95] * 7 + [0.95 + 1e-17],
+        [0.1 + 0.2, 0.3],
+        [1e300] * 5,
+        [1e300] * 5 + [np.nextafter(1e300, np.inf)],
+        [NAN] * 3,
+        [NAN, 2.0],
+    ],
 )
 def test_a_group_without_spread_gets_exactly_zero(rewards, normalise):
     assert advantages(rewards, normalise=normalise).tolist() == [0.0] * len(rewards)

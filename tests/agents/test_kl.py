@@ -59,6 +59,10 @@ def test_large_differences_give_finite_values_and_no_gradient(estimator):
     assert logp.grad.tolist() == [0, 0]
 
 
+def test_k3_is_at_most_ten():
+    assert kl_estimate(torch.tensor(-5.0), torch.tensor(0.0), "k3") == 10
+
+
 def test_an_unknown_estimator_is_refused():
     with pytest.raises(ValueError, match="'k1', 'k2' or 'k3'"):
         kl_estimate(LOGP, REF, "abs")

@@ -133,13 +133,15 @@ def test_an_unknown_mode_is_refused():
         aggregate(OLD, SAMPLED, "mean", COUNTS)
 
 
-def test_clip_fractions_count_only_where_the_clip_binds():
+@pytest.mark.parametrize("junk", [JUNK, float("inf"), float("-inf")])
+def test_clip_fractions_count_only_where_the_clip_binds(junk):
     # r = [1.35, 0.67, 1 | 1.65, 0.82]; A > 0 binds 1.35. With A negated 0.67 binds below and 1.65 above.
-    low, high = clip_fractions(LOGP, OLD, ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
+    logp = torch.where(SAMPLED, LOGP, junk)
+    low, high = clip_fractions(logp, OLD, ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
     assert (low.item(), high.item()) == (0, pytest.approx(1 / 5))
-    low, high = clip_fractions(LOGP, OLD, -ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
+    low, high = clip_fractions(logp, OLD, -ADVANTAGE, SAMPLED, 0.2, 0.2, COUNTS)
     assert (low.item(), high.item()) == (pytest.approx(1 / 5), pytest.approx(1 / 5))
-    low, high = clip_fractions(LOGP, OLD, -ADVANTAGE, SAMPLED, 0.4, 0.7, COUNTS)
+    low, high = clip_fractions(logp, OLD, -ADVANTAGE, SAMPLED, 0.4, 0.7, COUNTS)
     assert (low.item(), high.item()) == (0, 0)
 
 

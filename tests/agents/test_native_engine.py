@@ -129,6 +129,11 @@ def test_a_longer_budget_only_extends_completions(llama):
     assert max(map(len, long)) > 5
 
 
+def test_draws_do_not_repeat_however_long_a_completion():
+    uniforms = [uniform_B for uniform_B, _ in zip(native._uniforms(5, rows=2), range(200), strict=False)]
+    assert len(np.unique(uniforms)) == 400
+
+
 def test_torchs_global_random_state_is_neither_used_nor_moved(llama):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -215,6 +220,7 @@ def test_a_sliding_window_model_falls_back_to_the_stock_cache(tokenizer):
         MistralConfig(vocab_size=14, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64, **sizes)
     )
     policy = Policy(model, tokenizer)
+    assert all(layer.is_sliding for layer in native._make_cache(model.config).layers)
     completions = NativeEngine(policy).generate(RAGGED, sampling(), n=4)
     for logprobs, rescored in zip(completions.logprobs, scored(policy, RAGGED, completions, 4, 1.0), strict=True):
         np.testing.assert_allclose(logprobs, rescored, atol=1e-5, rtol=0)

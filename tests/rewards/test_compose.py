@@ -75,10 +75,9 @@ def test_without_token_credit_a_sum_gives_none(fixed, sample):
     assert score.tokens is None
 
 
-def test_token_credit_that_does_not_fit_the_tokens_is_ungraded(fixed, sample):
-    (score,) = WeightedSum({"a": (1, fixed(Score(1.0, tokens=(1.0,))))})([sample(tokens=(7, 8))])
-    assert score.value is None
-    assert "each of the 2 sampled tokens, got 1" in score.error
+def test_token_credit_that_does_not_fit_the_tokens_is_a_broken_contract(fixed, sample):
+    with pytest.raises(RewardError, match="credit to 1 tokens of a sample with 2"):
+        WeightedSum({"a": (1, fixed(Score(1.0, tokens=(1.0,))))})([sample(tokens=(7, 8))])
 
 
 CREDIT = st.lists(st.floats(-10, 10), min_size=3, max_size=3)

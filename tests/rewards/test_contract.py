@@ -69,7 +69,7 @@ def test_a_raising_reward_leaves_the_batch_ungraded_with_its_traceback(sample):
 
 @pytest.mark.parametrize("results", [[], [Score(1.0)], [Score(1.0)] * 3, [Score(1.0), 1.0], [Score(1.0), None]])
 def test_anything_but_one_score_a_sample_is_an_error(results, fixed, sample):
-    with pytest.raises(RewardError, match="fixed must return one Score a sample"):
+    with pytest.raises(RewardError, match="fixed must return a list with one Score a sample"):
         score_samples(fixed(*results), [sample(), sample()])
 
 

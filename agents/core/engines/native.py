@@ -227,7 +227,6 @@ def _truncate(logp_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     cut_BV = before_BV >= top_p
     if top_k:
         cut_BV[:, top_k:] = True
-    cut_BV[:, 0] = False
     return torch.log_softmax(logp_BV.masked_fill(cut_BV.gather(1, order_BV.argsort(dim=1)), -torch.inf), dim=1)
 
 

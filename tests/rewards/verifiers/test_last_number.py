@@ -97,8 +97,8 @@ def test_any_other_reference_is_ungraded(reference, grade):
 @pytest.mark.parametrize("unit", ["#", "####", "#### 1x", "1,", "1e", "-", "####\n", "9", ".", "$"])
 def test_long_texts_are_read_in_linear_time(unit, grade):
     start = time.perf_counter()
-    grade(LastNumber(), unit * 20_000, "18")
-    assert time.perf_counter() - start < 5  # quadratic would be far more
+    grade(LastNumber(), unit * 5_000, "18")
+    assert time.perf_counter() - start < 1
 
 
 @settings(max_examples=50)

@@ -1,0 +1,226 @@
+"""The commands of the agents' floor: `textenv train`, `evaluate` and `generate`. torch is imported where it is used."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from textenv.commands import Options, parse_options
+from textenv.registry import make_task
+
+if TYPE_CHECKING:
+    from agents.core.agent import Agent
+    from agents.core.evaluate import Evaluation
+    from agents.core.training import Training
+
+GROUP = "textenv.agents"
+
+
+def train(arguments: list[str]) -> None:
+    """Train an agent on an environment: textenv train AGENT ENVIRONMENT [SETTINGS], or textenv train --resume RUN.
+
+    `textenv train AGENT --help` lists an agent's settings.
+    """
+    if arguments[:1] == ["--resume"]:
+        _show(_resume(arguments[1:]))
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{train.__doc__}\nagents: {', '.join(sorted(_agents()))}")
+        return
+    agent_class = _agent_class(arguments[0])
+
+    def command(env_id: Annotated[str, tyro.conf.Positional], /, config: Annotated[Any, tyro.conf.arg(name="")]) -> None:
+        _show(agent_class(env_id, config))
+
+    command.__annotations__["config"] = Annotated[agent_class.config_class, tyro.conf.arg(name="")]
+    command.__doc__ = f"{(agent_class.__doc__ or '').splitlines()[0]}\n\nArgs:\n    env_id: a registered environment."
+    tyro.cli(command, prog=f"textenv train {arguments[0]}", args=arguments[1:])
+
+
+train.takes_arguments = True  # type: ignore[attr-defined]  # which settings there are depends on the agent named
+
+
+def _agents() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _agent_class(name: str) -> type[Agent]:
+    agents = _agents()
+    if name not in agents:
+        nearest = difflib.get_close_matches(name, agents, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ValueError(f"no agent {name!r}; {hint}there are {', '.join(sorted(agents))}")
+    return agents[name].load()
+
+
+def _resume(arguments: list[str]) -> Agent:
+    from agents.core.run import read_config
+
+    if len(arguments) != 1:
+        raise ValueError("--resume takes the folder of a run and nothing else: its settings are kept there")
+    described = read_config(arguments[0])
+    agent_class = _agent_class(described["agent"])
+    config = agent_class.config_class(**described["settings"], run_dir=arguments[0])
+    return agent_class(described["env"], config, resume=True)
+
+
+def _show(agent: Agent) -> None:
+    """Train, then tell what came of it."""
+    console = Console(highlight=False)
+    training = agent.learn()
+    assert training.before is not None and training.after is not None
+    console.print(_before_after(training))
+    console.print(_samples_table(training.after))
+    console.print(f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n")
+    console.print("What to try next:")
+    for command in _next_steps(agent, training):
+        console.print(f"  {escape(command)}")
+
+
+def _before_after(training: Training) -> Table:
+    before, after = training.before, training.after
+    assert before is not None and after is not None
+    table = Table("", "before", "after", title=f"{after.episodes} held-out problems, greedy, with 95 % intervals")
+    table.add_row("accuracy", before.accuracy_text(), f"[bold]{after.accuracy_text()}[/bold]")
+    table.add_row("reward", before.reward_text(), after.reward_text())
+    table.add_row("tokens an answer", f"{before.new_tokens:.1f}", f"{after.new_tokens:.1f}")
+    table.add_row("cut answers", f"{before.cut_share:.1%}", f"{after.cut_share:.1%}")
+    if before.ungraded or after.ungraded:
+        table.add_row("ungraded", str(before.ungraded), str(after.ungraded))
+    return table
+
+
+def _samples_table(evaluation: Evaluation) -> Table:
+    table = Table("prompt", "answer", "reference", "reward", "finish", title="samples, wrong ones first")
+    for sample in evaluation.samples:
+        reward = "ungraded" if sample["reward"] is None else f"{sample['reward']:g}"
+        answer = " | ".join(sample["completions"])
+        table.add_row(*map(escape, (sample["prompt"], answer, str(sample["reference"]), reward, sample["finish"])))
+    return table
+
+
+def _next_steps(agent: Agent, training: Training) -> list[str]:
+    run, env_id = training.run.folder, agent.env_id
+    options = " ".join(f"{name} {value}" for name, value in agent.config.env_options.items())
+    with_options = f" --options {options}" if options else ""
+    return [
+        f"textenv generate {env_id} --model {run} --prompts 4 --group-size 4{with_options}",
+        f"textenv evaluate {env_id} --model {run} --episodes 2000{with_options}",
+        f"tensorboard --logdir {run}/tensorboard",
+        "textenv list",
+    ]
+
+
+def evaluate(
+    env_id: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    model: str,
+    episodes: int = 512,
+    temperature: float = 0.0,
+    seed: int = 0,
+    split: str = "eval",
+    device: str = "auto",
+    options: Options = {},  # noqa: B006
+    json_file: Path | None = None,
+) -> None:
+    """Measure a model on an environment's held-out problems.
+
+    Args:
+        env_id: a registered environment.
+        model: a run's folder, a transformers folder or a hub name.
+        episodes: how many problems to play.
+        temperature: of the sampling; 0 is greedy.
+        seed: of problems and sampling.
+        split: "eval", or "train".
+        device: "auto", "cpu" or "cuda".
+        options: options of the environment.
+        json_file: also write the figures here.
+    """
+    from agents.core.evaluate import evaluate as measure
+
+    rollout = _rollout(env_id, model, device, seed, split, options)
+    evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
+    how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+    table = Table("", "", title=f"{env_id}, {episodes} problems of {split}, {how}, with 95 % intervals")
+    table.add_row("accuracy", evaluation.accuracy_text())
+    table.add_row("reward", evaluation.reward_text())
+    table.add_row("tokens an answer", f"{evaluation.new_tokens:.1f}")
+    table.add_row("cut answers", f"{evaluation.cut_share:.1%}")
+    table.add_row("ungraded", str(evaluation.ungraded))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_samples_table(evaluation))
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(evaluation), indent=2))
+
+
+def generate(
+    env_id: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    model: str,
+    prompts: int = 4,
+    group_size: int = 4,
+    temperature: float = 1.0,
+    seed: int = 0,
+    split: str = "eval",
+    device: str = "auto",
+    options: Options = {},  # noqa: B006
+    out: Path | None = None,
+) -> None:
+    """Let a model answer an environment's problems, and show or keep the episodes.
+
+    Args:
+        env_id: a registered environment.
+        model: a run's folder, a transformers folder or a hub name.
+        prompts: how many problems.
+        group_size: completions a problem.
+        temperature: of the sampling; 0 is greedy.
+        seed: of problems and sampling.
+        split: "eval", or "train".
+        device: "auto", "cpu" or "cuda".
+        options: options of the environment.
+        out: write the episodes here as JSON lines, tokens and log-probabilities included, instead of showing them.
+    """
+    from agents.core.run import episode_rows
+
+    rollout = _rollout(env_id, model, device, seed, split, options)
+    batch = rollout.collect(0, prompts, group_size, temperature=temperature, seed=(seed,))
+    if out is not None:
+        out.write_text("".join(json.dumps(row) + "\n" for row in episode_rows(batch)))
+        print(f"{len(batch)} episodes in {out}")
+        return
+    table = Table("prompt", "answer", "reference", "reward", "finish")
+    for row in episode_rows(batch):
+        reward = "ungraded" if row["return"] is None else f"{row['return']:g}"
+        answer = " | ".join(row["completions"])
+        table.add_row(*map(escape, (row["prompt"], answer, str(row["reference"]), reward, row["finish"])))
+    Console(highlight=False).print(table)
+
+
+def _rollout(env_id: str, model: str, device: str, seed: int, split: str, options: dict[str, str]) -> Any:
+    """A rollout of a saved model; the environment is checked before the model loads."""
+    from agents.core.agent import check_task, pick_device
+    from agents.core.engines.native import NativeEngine
+    from agents.core.models import load_model
+    from agents.core.rollout import Rollout
+    from agents.core.sources import find_model, validate_model_source
+    from textenv.tokenizer import load_tokenizer
+
+    task = make_task(env_id, **parse_options(options))
+    source = find_model(model)
+    validate_model_source(source)
+    tokenizer = load_tokenizer(source)
+    check_task(task, tokenizer)
+    policy = load_model(source, tokenizer, pick_device(device))
+    return Rollout(task, NativeEngine(policy), policy, seed=seed, split=split)

@@ -1,0 +1,221 @@
+"""What all agents have in common: a task, a policy, an engine, a learner, and the habits learn, predict, save, load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from agents.core.config import TINY, AgentConfig
+from agents.core.engines.base import Sampling
+from agents.core.engines.native import NativeEngine
+from agents.core.evaluate import Evaluation, evaluate
+from agents.core.learner import Learner
+from agents.core.models import load_model
+from agents.core.policy import Policy
+from agents.core.rollout import Rollout
+from agents.core.run import check_run_folder, checkpoints
+from agents.core.sources import find_model, validate_model_source
+from agents.core.training import Training
+from textenv.commands import parse_options
+from textenv.episodes import Episodes
+from textenv.registry import make_task
+from textenv.task import Task
+from textenv.tokenizer import Tokenizer, load_tokenizer
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which more than one thread a tensor operation costs more than it saves."""
+
+
+class Agent:
+    """Trains a policy on a registered environment.
+
+    Args:
+        env_id: a registered id.
+        config: an instance of the agent's own config class; default its defaults.
+        resume: go on with the run in ``config.run_dir`` from its newest checkpoint; the next :meth:`learn` then ends as
+            if it had never stopped.
+
+    Attributes:
+        task, policy, engine, learner, config: the parts.
+
+    Raises:
+        ValueError: anything wrong with the environment, its data, its options or the model's folder; raised before a model
+            is loaded.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[AgentConfig]]
+    config: Any
+
+    def __init__(self, env_id: str, config: AgentConfig | None = None, *, resume: bool = False) -> None:
+        self.config = self.config_class() if config is None else config
+        if not isinstance(self.config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(self.config).__name__}"
+            )
+        self.env_id = env_id
+        run_dir = self.config.run_dir
+        if run_dir is not None:
+            check_run_folder(run_dir, resume=resume)
+        checkpoint = checkpoints(run_dir)[-1:] if resume and run_dir is not None else []
+        self.resumed = resume
+        self.task = make_task(env_id, **task_options(self.config))
+        self.policy = load_policy(env_id, self.task, self.config, *checkpoint)
+        self.engine = NativeEngine(self.policy)
+        self.learner = Learner(
+            self.policy,
+            weight_decay=self.config.weight_decay,
+            max_grad_norm=self.config.max_grad_norm,
+            tokens_per_microbatch=self.config.tokens_per_microbatch,
+            temperature=getattr(self.config, "temperature", 1.0),
+        )
+        self.start = 0
+        """the first step that is still to do"""
+        for folder in checkpoint:
+            self.learner.load(folder)
+            self.start = int(folder.name)
+
+    def learn(self, total_episodes: int | None = None) -> Self:
+        """Train, keeping a run; see ``run_dir`` of the config.
+
+        Args:
+            total_episodes: default that of the config.
+        """
+        raise NotImplementedError
+
+    def training(self, total_episodes: int | None, episodes_per_step: int) -> Training:
+        """The frame of a run: counts steps, shows and keeps metrics, leaves checkpoints, evaluates before and after."""
+        steps = math.ceil((total_episodes or self.config.total_episodes) / episodes_per_step)
+        return Training(self, steps, episodes_per_step)
+
+    def rollout(self, split: str = "train", **options: Any) -> Rollout:
+        """A rollout of this agent's policy on its task. ``options``: see :class:`agents.core.rollout.Rollout`."""
+        return Rollout(self.task, self.engine, self.policy, seed=self.config.seed, split=split, **options)
+
+    def frozen_reference(self) -> Policy:
+        """A copy of the policy as it was before the first step, whose weights stay."""
+        source = self.policy if self.start == 0 else load_policy(self.env_id, self.task, self.config)
+        return copy.deepcopy(source).requires_grad_(False)
+
+    def evaluate(self, episodes: int | None = None, *, temperature: float = 0.0) -> Evaluation:
+        """Play held-out problems; greedily by default."""
+        return evaluate(self.rollout("eval"), episodes or self.config.eval_episodes, temperature=temperature)
+
+    def predict(
+        self, observation: Mapping[str, np.ndarray], *, deterministic: bool = True, seed: int = 0
+    ) -> tuple[np.ndarray, None]:
+        """The completion for a sequence-level observation, single or vectorised, as Stable-Baselines3 agents predict.
+
+        Args:
+            observation: of the environment: ``tokens`` ``(T,)`` or ``(N, T)``, with ``length`` and ``left``.
+            deterministic: greedy, or sampled at temperature 1.
+            seed: of the sampling.
+
+        Returns:
+            the action, ``(max_new_tokens,)`` or ``(N, max_new_tokens)``, filled up with 0 after its end; and None.
+        """
+        tokens_NT = np.atleast_2d(observation["tokens"])
+        length_N, left_N = np.ravel(observation["length"]), np.ravel(observation["left"])
+        stop_ids = Episodes(self.task, 1, tokenizer=self.policy.tokenizer, vocab_size=self.policy.vocab_size).stop_ids
+        completions = self.engine.generate(
+            [tokens[:length].tolist() for tokens, length in zip(tokens_NT, length_N, strict=True)],
+            Sampling(
+                max_new_tokens=self.task.max_new_tokens,
+                temperature=0.0 if deterministic else 1.0,
+                stop_ids=stop_ids,
+                seed=seed,
+            ),
+            budgets=np.maximum(left_N, 1).tolist(),
+        )
+        action_NT = np.zeros((len(tokens_NT), self.task.max_new_tokens), dtype=np.int64)
+        for action, tokens in zip(action_NT, completions.tokens, strict=True):
+            action[: len(tokens)] = tokens
+        return (action_NT[0] if observation["tokens"].ndim == 1 else action_NT), None
+
+    def save(self, folder: str | Path) -> None:
+        """Save the policy as a transformers folder, and beside it what :meth:`load` needs."""
+        self.policy.save(folder)
+        described = {"agent": self.name, "env": self.env_id, "settings": asdict(self.config)}
+        (Path(folder) / "agent.json").write_text(json.dumps(described, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The agent that :meth:`save` left in ``folder``.
+
+        Raises:
+            ValueError: there is none, or it is another kind of agent.
+        """
+        path = Path(folder) / "agent.json"
+        if not path.is_file():
+            raise ValueError(f"no agent in {folder}: no agent.json there; give a folder that save() wrote")
+        described = json.loads(path.read_text())
+        if described["agent"] != cls.name:
+            raise ValueError(f"{folder} holds an agent {described['agent']!r}, not {cls.name!r}")
+        return cls(
+            described["env"], cls.config_class(**{**described["settings"], "model": str(folder), "run_dir": None})
+        )
+
+
+def task_options(config: AgentConfig) -> dict[str, Any]:
+    """The options of the environment that a config sets."""
+    overrides = {name: getattr(config, name) for name in ("reward", "max_new_tokens", "max_tokens")}
+    return {
+        **parse_options(config.env_options),
+        **{name: value for name, value in overrides.items() if value is not None},
+    }
+
+
+def load_policy(env_id: str, task: Task, config: AgentConfig, checkpoint: Path | None = None) -> Policy:
+    """The policy that a config names, or its checkpoint, after checking that the task can be asked of it.
+
+    Raises:
+        ValueError: see :class:`Agent`.
+    """
+    device = pick_device(config.device)
+    tiny = config.model == TINY
+    source = checkpoint or find_model(config.model)
+    if not tiny:
+        validate_model_source(source)
+    tokenizer = task.tokenizer() if tiny else load_tokenizer(source)
+    check_task(task, tokenizer)
+    if tiny and checkpoint is None:
+        from agents.warmup import embedded_policy
+
+        policy = embedded_policy(env_id, task, tokenizer, seed=config.seed, device=device)
+    else:
+        policy = load_model(source, tokenizer, device)
+    if policy.max_context is not None and policy.max_context < task.max_tokens:
+        raise ValueError(
+            f"the model's context of {policy.max_context} tokens is smaller than the environment's max_tokens="
+            f"{task.max_tokens}; lower max_tokens, or take a model with a longer context"
+        )
+    if device.type == "cpu" and sum(p.numel() for p in policy.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    return policy
+
+
+def check_task(task: Task, tokenizer: Tokenizer) -> None:
+    """Ask the task for problems of both splits and encode their prompts, before a model loads."""
+    for split in ("train", "eval"):
+        Episodes(task, 1, tokenizer=tokenizer, split=split).check_prompts()
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that a setting names.
+
+    Raises:
+        ValueError: there is no GPU to use.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device "cuda" was asked for, but torch finds no GPU; use "auto" or "cpu"')
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

@@ -1,0 +1,95 @@
+"""Settings that every agent shares. An agent's own config adds what its algorithm needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What is trained, on what, and how a run is kept. A setting means the same for every agent.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    model: str = TINY
+    """A transformers folder, a hub name, or "tiny": a model of a million parameters made on the spot."""
+    env_options: dict[str, str] = field(default_factory=dict)
+    """Options of the environment, e.g. digits 3 operators +-."""
+    reward: str | None = None
+    """What scores the episodes; default the task's own reward."""
+    max_new_tokens: int | None = None
+    """Budget of one completion in tokens, the end token included; default the task's own."""
+    max_tokens: int | None = None
+    """Size of the context in tokens, prompt and replies included; default the task's own."""
+    seed: int = 0
+    """Of problems, sampling and the tiny model's weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; "auto" takes a GPU when there is one."""
+
+    total_episodes: int = 50_000
+    """Training ends after this many episodes, rounded up to whole steps."""
+    prompts_per_step: int = 32
+    """Problems a step."""
+    learning_rate: float | None = None
+    """Of Adam; default 1e-4 for the tiny model, 1e-6 for others."""
+    learning_rate_decay: Literal["constant", "linear"] = "constant"
+    """Keep the learning rate after the warm-up, or lower it to 0 at the end."""
+    warmup_steps: int = 10
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """Decoupled from the gradient."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are scaled down to this."""
+    tokens_per_microbatch: int = 16_384
+    """Most tokens, padding included, that go through the model at once while learning. Changes memory, not results."""
+
+    eval_episodes: int = 512
+    """Held-out problems played before and after training."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step always leaves one."""
+    run_dir: str | None = None
+    """Where the run is kept; default runs/AGENT-ENVIRONMENT-TIME."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_episodes",
+            "prompts_per_step",
+            "tokens_per_microbatch",
+            "eval_episodes",
+            "checkpoint_every",
+        ):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        require(self.max_grad_norm > 0, "max_grad_norm", "more than 0", self.max_grad_norm)
+        require(
+            self.learning_rate is None or self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate
+        )
+
+    @property
+    def base_learning_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-4 if self.model == TINY else 1e-6
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step ``step`` out of ``steps``, counted from 0."""
+        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        fall = 1 - step / steps if self.learning_rate_decay == "linear" else 1.0
+        return self.base_learning_rate * rise * fall
+
+
+def require(condition: bool, name: str, wanted: str, got: Any) -> None:
+    """Refuse a setting.
+
+    Raises:
+        ValueError: ``condition`` is false.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {wanted}, got {got}")

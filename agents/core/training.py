@@ -1,0 +1,112 @@
+"""The frame around an agent's loop: steps, metrics, checkpoints, evaluation before and after."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from agents.core.evaluate import Evaluation
+from agents.core.progress import LiveLine
+from agents.core.run import Run
+from agents.core.trajectories import Trajectories, summary
+
+if TYPE_CHECKING:
+    from agents.core.agent import Agent
+
+
+class Training:
+    """Counts the steps of one run, and keeps what they leave.
+
+    Used by an agent's loop::
+
+        with self.training(total_episodes, episodes_per_step) as training:
+            for step in training:
+                ...
+                training.log(batch, metrics)
+
+    Each step has set the learning rate; each logged step is on disk. ``result`` holds the evaluations afterwards.
+    """
+
+    def __init__(self, agent: Agent, steps: int, episodes_per_step: int) -> None:
+        self.agent, self.steps, self.episodes_per_step = agent, steps, episodes_per_step
+        self.step = agent.start
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+        self.seconds = 0.0
+        config = agent.config
+        folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
+        self.run = Run(folder, describe(agent), resume=agent.resumed)
+        self.run.forget_after(agent.start)
+        self._line = LiveLine(f"{agent.name} {agent.env_id}", steps * episodes_per_step)
+
+    def __enter__(self) -> Training:
+        self.before = self._evaluate_once("before")
+        self._started = time.monotonic()
+        self._line.__enter__()
+        return self
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.agent.start, self.steps):
+            self.step = step
+            self.agent.learner.set_learning_rate(self.agent.config.learning_rate_at(self.step, self.steps))
+            self._step_started = time.monotonic()
+            yield step
+
+    def log(self, batch: Trajectories, metrics: Mapping[str, float]) -> None:
+        """Close a step: show it, keep its metrics and episodes, and leave a checkpoint if one is due."""
+        seconds = time.monotonic() - self._step_started
+        rolled = summary(batch)
+        done = (self.step + 1) * self.episodes_per_step
+        new_tokens = rolled["new_tokens_mean"] * len(batch)
+        line = {**rolled, **metrics, "episodes": done, "seconds": seconds, "tokens_per_second": new_tokens / seconds}
+        self.run.log(self.step + 1, line)
+        self.run.log_rollout(self.step + 1, batch)
+        self._line.update(done, line)
+        if (self.step + 1) % self.agent.config.checkpoint_every == 0 or self.step + 1 == self.steps:
+            self.run.save_checkpoint(self.step + 1, self.agent.policy, self.agent.learner)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._line.__exit__(kind, error, trace)
+        self.seconds = time.monotonic() - self._started
+        if error is None:
+            self.after = self._evaluate_once("after")
+        self.run.close()
+
+    def _evaluate_once(self, moment: str) -> Evaluation:
+        """The evaluation before or after training; a resumed run reads the one it made then."""
+        path = self.run.folder / f"evaluation_{moment}.json"
+        if path.exists():
+            return Evaluation(**json.loads(path.read_text()))
+        evaluation = self.agent.evaluate()
+        self.run.save_json(path.name, asdict(evaluation))
+        return evaluation
+
+
+def default_run_dir(agent: str, env_id: str) -> Path:
+    """A folder that nobody has used: ``runs/AGENT-ENVIRONMENT-TIME``."""
+    name = f"{agent}-{env_id.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folders = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in count(1))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def describe(agent: Agent) -> dict[str, Any]:
+    """What a run is, for its ``config.json``."""
+    packages = ("textenv", "torch", "transformers", "gymnasium", "numpy")
+    return {
+        "agent": agent.name,
+        "env": agent.env_id,
+        "settings": {name: value for name, value in asdict(agent.config).items() if name != "run_dir"},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "device": str(agent.policy.device),
+        "parameters": sum(parameter.numel() for parameter in agent.policy.parameters()),
+    }

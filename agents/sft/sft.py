@@ -1,0 +1,59 @@
+"""Supervised fine-tuning: raise the likelihood of what the task demonstrates.
+
+Loss: the mean of -log pi(token) over all demonstrated tokens of the batch, end tokens included; prompts and replies are
+context only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from agents.core.agent import Agent
+from agents.core.config import AgentConfig
+from agents.core.learner import Learner, Scored
+from agents.core.losses import aggregate, count_denominators
+from agents.core.rollout import demonstrations
+from agents.core.trajectories import Trajectories
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(AgentConfig):
+    """Settings of supervised fine-tuning. An episode is one demonstration."""
+
+    @property
+    def base_learning_rate(self) -> float:
+        """Default 1e-3 for the tiny model, 2e-5 for others."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if self.model == "tiny" else 2e-5
+
+
+class SFT(Agent):
+    """Supervised fine-tuning on any environment whose task demonstrates, datasets with text answers among them."""
+
+    name = "sft"
+    config_class = SFTConfig
+
+    def learn(self, total_episodes: int | None = None) -> Self:
+        prompts = self.config.prompts_per_step
+        rollout = self.rollout()
+        with self.training(total_episodes, prompts) as training:
+            for step in training:
+                batch = demonstrations(rollout.begin(step * prompts, prompts)).to(self.policy.device)
+                metrics = sft_step(self.learner, batch, torch.arange(prompts, device=self.policy.device))
+                training.log(batch, metrics)
+        return self
+
+
+def sft_step(learner: Learner, batch: Trajectories, rows: Tensor) -> dict[str, float]:
+    """One optimiser step towards the sampled tokens of ``rows``."""
+    denominators = count_denominators(batch.sampled_BT[rows], max_new_tokens=1)
+
+    def loss(scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+        return aggregate(-scored.logp_RT, scored.sampled_RT, "token_mean", denominators), {}
+
+    return learner.step(batch, rows, loss)
