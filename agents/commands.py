@@ -76,8 +76,8 @@ def _resume(arguments: list[str]) -> Agent:
 def _show(agent: Agent) -> None:
     """Train, then tell what came of it."""
     console = Console(highlight=False)
-    training = agent.learn()
-    assert training.before is not None and training.after is not None
+    training = agent.learn().last_training
+    assert training is not None and training.after is not None
     console.print(_before_after(training))
     console.print(_samples_table(training.after))
     console.print(f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n")

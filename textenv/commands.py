@@ -6,6 +6,7 @@ import inspect
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -24,17 +25,19 @@ Options = Annotated[
 ]
 
 
-def parse_options(options: dict[str, str]) -> dict[str, Any]:
-    """Option values as typed on a command line: JSON where they read as JSON, text otherwise.
+def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Option values as typed on a command line: JSON where they read as JSON, text otherwise. Other values stay.
 
     Example:
         >>> parse_options({"digits": "3", "operators": "+-"})
         {'digits': 3, 'operators': '+-'}
     """
-    return {name: _value(text) for name, text in options.items()}
+    return {name: _value(value) for name, value in options.items()}
 
 
-def _value(text: str) -> Any:
+def _value(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
     try:
         return json.loads(text)
     except json.JSONDecodeError:

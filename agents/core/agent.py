@@ -77,6 +77,7 @@ class Agent:
             tokens_per_microbatch=self.config.tokens_per_microbatch,
             temperature=getattr(self.config, "temperature", 1.0),
         )
+        self.last_training: Training | None = None
         self.start = 0
         """the first step that is still to do"""
         for folder in checkpoint:
@@ -94,7 +95,8 @@ class Agent:
     def training(self, total_episodes: int | None, episodes_per_step: int) -> Training:
         """The frame of a run: counts steps, shows and keeps metrics, leaves checkpoints, evaluates before and after."""
         steps = math.ceil((total_episodes or self.config.total_episodes) / episodes_per_step)
-        return Training(self, steps, episodes_per_step)
+        self.last_training = Training(self, steps, episodes_per_step)
+        return self.last_training
 
     def rollout(self, split: str = "train", **options: Any) -> Rollout:
         """A rollout of this agent's policy on its task. ``options``: see :class:`agents.core.rollout.Rollout`."""

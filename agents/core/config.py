@@ -31,14 +31,14 @@ class AgentConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; "auto" takes a GPU when there is one."""
 
-    total_episodes: int = 50_000
+    total_episodes: int = 100_000
     """Training ends after this many episodes, rounded up to whole steps."""
     prompts_per_step: int = 32
     """Problems a step."""
     learning_rate: float | None = None
-    """Of Adam; default 1e-4 for the tiny model, 1e-6 for others."""
-    learning_rate_decay: Literal["constant", "linear"] = "constant"
-    """Keep the learning rate after the warm-up, or lower it to 0 at the end."""
+    """Of Adam; default 3e-4 for the tiny model, 1e-6 for others."""
+    learning_rate_decay: Literal["linear", "constant"] = "linear"
+    """Lower the learning rate to 0 at the end, or keep it."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -76,7 +76,7 @@ class AgentConfig:
         """The learning rate after the warm-up."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-4 if self.model == TINY else 1e-6
+        return 3e-4 if self.model == TINY else 1e-6
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step ``step`` out of ``steps``, counted from 0."""

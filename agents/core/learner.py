@@ -89,6 +89,7 @@ class Learner:
             share, metrics = loss(scored)
             share.backward()
             gap_RT = (scored.logp_RT.detach() - batch.logp_BT[part, : scored.logp_RT.shape[1]]).abs()
+            gap_RT = torch.where(scored.sampled_RT, gap_RT, 0.0)
             gap_max = torch.maximum(gap_max, gap_RT.max())
             metrics |= {
                 "loss": share.detach(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +125,21 @@ class Policy(nn.Module):
         from transformers import GenerationConfig
 
         self.model.generation_config = GenerationConfig(eos_token_id=list(self.tokenizer.eos_ids))
-        self.model.save_pretrained(folder)
+        with _no_progress_bar():
+            self.model.save_pretrained(folder)
         self.tokenizer.to_transformers().save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every file it writes, across the line that shows training."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    yield
+    if shown:
+        logging.enable_progress_bar()
 
 
 def _silence_dropout(model: Any) -> None:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_model
+from tests.agents.conftest import make_model
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ALPHABET, Undecodable, make_model
+from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close

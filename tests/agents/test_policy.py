@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ALPHABET, Undecodable, make_model
+from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 

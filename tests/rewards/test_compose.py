@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import Gate, Reward, Sample, Score, WeightedSum, score_samples, ungraded
+from rewards import Gate, Reward, RewardError, Sample, Score, WeightedSum, score_samples, ungraded
 
 SOLVED = "<think>6 times 7</think><answer>42</answer>"
 

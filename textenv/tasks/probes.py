@@ -147,6 +147,9 @@ class Substring(Probe):
     every other token falls; at the second, after that character: the end of sequence rises, every other token falls.
     An agent whose ``contains`` goes up while its reward does not is trained on something other than the reward.
 
+    A model with rotary positions alone cannot tell the context ``a`` from ``aa``: attention over equal tokens gives equal
+    states. Its optimum here is 1/4; take a model with absolute positions.
+
     Example:
         >>> [Substring().reward("c", completion, "c").value for completion in ("c", "abcd", "cc")]
         [1.0, 0.0, 0.0]

@@ -1,0 +1,28 @@
+# Two commands: `make demo` trains an agent, `make test` runs the tests. Both set up what they need in .venv first.
+
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint
+
+demo: $(READY)
+	$(VENV)/bin/textenv train grpo textenv/Arithmetic-v0
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "textenv needs Python 3.11 or 3.12; name one with make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $(READY)

@@ -1,0 +1,1 @@
+"""Programs that measure speed. Compare ratios of things measured in turns in one run; seconds belong to a machine."""

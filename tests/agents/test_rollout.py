@@ -1,0 +1,159 @@
+"""An engine plays episodes: what is recorded is what was sampled, where it was sampled."""
+
+import numpy as np
+import pytest
+import torch
+
+import rewards
+import textenv
+from agents.core.engines.native import NativeEngine
+from agents.core.policy import Policy
+from agents.core.rollout import Rollout, demonstrations
+from agents.core.trajectories import summary
+from tests.agents.conftest import make_model
+from textenv import Problem, Source, Task
+from textenv.tokenizer import CharTokenizer
+
+
+def make_rollout(task_id="textenv/ProbeDelayedCopy-v0", task=None, **options):
+    task = task or textenv.make_task(task_id)
+    tokenizer = task.tokenizer()
+    policy = Policy(make_model("llama", vocab_size=tokenizer.vocab_size, max_position_embeddings=256), tokenizer)
+    return Rollout(task, NativeEngine(policy), policy, **options), policy
+
+
+@pytest.mark.parametrize("task_id", ["textenv/ProbeDelayedCopy-v0", "textenv/GuessNumber-v0", "textenv/Arithmetic-v0"])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
+def test_the_ratio_on_a_fresh_batch_is_one(task_id, temperature):
+    rollout, policy = make_rollout(task_id)
+    batch = rollout.collect(0, 6, 4, temperature=temperature, seed=(0,))
+    logp_BT, _ = policy.logprobs(batch.tokens_BT, batch.sampled_BT, temperature)
+    ratio = (logp_BT - batch.logp_BT).exp()[batch.sampled_BT]
+    assert (ratio - 1).abs().max() < 1e-4
+    assert (ratio - 1).abs().mean() < 1e-5
+
+
+def test_only_sampled_places_hold_logprobs_and_rewards():
+    rollout, _ = make_rollout("textenv/GuessNumber-v0")
+    batch = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
+    assert (batch.source_BT == Source.REPLY).any(), "several turns were wanted"
+    assert (batch.logp_BT[~batch.sampled_BT] == 0).all()
+    assert (batch.reward_BT[~batch.sampled_BT] == 0).all()
+    assert (batch.logp_BT[batch.sampled_BT] < 0).all()
+
+
+def test_the_reward_stands_on_the_last_sampled_token():
+    rollout, _ = make_rollout()
+    batch = rollout.collect(0, 16, 4, temperature=1.0, seed=(1,))
+    paid = 0
+    for row in range(len(batch)):
+        last = batch.sampled_BT[row].nonzero().max()
+        value = batch.scores[row].value
+        assert batch.reward_BT[row, last] == value
+        assert batch.reward_BT[row].sum() == value
+        paid += value
+    assert paid > 0
+
+
+def test_the_members_of_a_group_share_problem_and_number_and_differ_in_their_samples():
+    rollout, _ = make_rollout("textenv/Arithmetic-v0")
+    batch = rollout.collect(5, 3, 4, temperature=1.0, seed=(0,))
+    assert batch.group_B.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for group in range(3):
+        rows = slice(4 * group, 4 * group + 4)
+        assert len(set(batch.prompts[rows])) == 1
+        assert len({tuple(texts) for texts in batch.completions[rows]}) > 1
+    assert batch.prompts[::4] == [rollout.task.problem(0, "train", 5 + i).prompt for i in range(3)]
+
+
+def test_a_rollout_is_a_function_of_its_numbers():
+    rollout, _ = make_rollout()
+    first, again, other = (rollout.collect(3, 4, 4, temperature=1.0, seed=(7, s)) for s in (0, 0, 1))
+    assert torch.equal(first.tokens_BT, again.tokens_BT) and torch.equal(first.logp_BT, again.logp_BT)
+    assert first.tokens_BT.shape != other.tokens_BT.shape or not torch.equal(first.tokens_BT, other.tokens_BT)
+
+
+def test_tokens_decode_to_the_recorded_texts():
+    rollout, policy = make_rollout("textenv/GuessNumber-v0")
+    batch = rollout.collect(0, 4, 1, temperature=1.0, seed=(0,))
+    for row in range(len(batch)):
+        sampled = policy.tokenizer.decode(batch.tokens_BT[row][batch.sampled_BT[row]].tolist())
+        assert sampled.replace(CharTokenizer.EOS, "") == "".join(batch.completions[row])
+
+
+class Picky(Task):
+    """Asks for a character."""
+
+    holdout = 0
+    max_new_tokens, max_tokens = 2, 8
+
+    def __init__(self, broken_share=0.0):
+        self.broken_share = broken_share
+
+    def draw(self, rng):
+        return Problem("abcd"[rng.integers(4)], float(rng.random()))
+
+    def reward(self, prompt, completion, reference):
+        if reference < self.broken_share:
+            raise ZeroDivisionError("this reference cannot be read")
+        return 1.0
+
+    def tokenizer(self):
+        return CharTokenizer("abcd")
+
+
+def test_a_reward_that_raises_leaves_its_samples_ungraded_and_counted():
+    rollout, _ = make_rollout(task=Picky(0.3))
+    batch = rollout.collect(0, 32, 2, temperature=1.0, seed=(0,))
+    ungraded = [score.value is None for score in batch.scores]
+    assert 0 < sum(ungraded) < 32
+    assert batch.return_B.isnan().tolist() == ungraded
+    assert summary(batch)["ungraded_share"] == pytest.approx(np.mean(ungraded))
+    assert summary(batch)["reward"] == 1.0
+
+
+def test_too_many_ungraded_samples_stop_with_the_first_traceback():
+    rollout, _ = make_rollout(task=Picky(0.9))
+    with pytest.raises(rewards.RewardError, match=r"(?s)more than max_ungraded=0.5.*ZeroDivisionError: this reference"):
+        rollout.collect(0, 32, 2, temperature=1.0, seed=(0,))
+
+
+def test_the_kl_penalty_takes_beta_times_the_log_ratio_off_each_token():
+    rollout, policy = make_rollout()
+    plain = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
+    _, reference = make_rollout()
+    with torch.no_grad():
+        reference.model.lm_head.weight.mul_(0.5)
+    rollout.reference, rollout.kl_beta = reference, 0.1
+    penalised = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
+    reference_BT, _ = reference.logprobs(plain.tokens_BT, plain.sampled_BT, 1.0)
+    expected_BT = plain.reward_BT - 0.1 * (plain.logp_BT - reference_BT)
+    torch.testing.assert_close(penalised.reward_BT, torch.where(plain.sampled_BT, expected_BT, 0.0).detach())
+    assert [score.value for score in penalised.scores] == [score.value for score in plain.scores]
+
+
+def test_demonstrations_sample_the_shown_tokens_and_their_end():
+    rollout, policy = make_rollout("textenv/Arithmetic-v0")
+    batch = demonstrations(rollout.begin(0, 4))
+    for row in range(4):
+        shown = batch.tokens_BT[row][batch.sampled_BT[row]].tolist()
+        assert shown == [*policy.tokenizer.encode(batch.references[row]), 0]
+    assert all(score.correct for score in batch.scores)
+
+
+def test_a_task_that_demonstrates_nothing_is_refused():
+    rollout, _ = make_rollout("textenv/ProbeConstant-v0")
+    with pytest.raises(ValueError, match="no demonstrations to learn from"):
+        demonstrations(rollout.begin(0, 1))
+
+
+def test_the_summary_is_that_of_the_stored_episodes():
+    rollout, _ = make_rollout()
+    batch = rollout.collect(0, 8, 4, temperature=1.0, seed=(0,))
+    figures = summary(batch)
+    values = np.array([score.value for score in batch.scores]).reshape(8, 4)
+    assert figures["reward"] == pytest.approx(batch.return_B.mean().item()) == pytest.approx(values.mean())
+    assert figures["groups_all_wrong"] == (values == 0).all(axis=1).mean()
+    assert figures["groups_all_right"] == (values == 1).all(axis=1).mean()
+    assert figures["groups_without_spread"] == (values == values[:, :1]).all(axis=1).mean()
+    assert figures["new_tokens_mean"] == pytest.approx(batch.sampled_BT.sum().item() / 32)
