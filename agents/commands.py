@@ -63,10 +63,11 @@ def _agent_class(name: str) -> type[Agent]:
 
 
 def _resume(arguments: list[str]) -> Agent:
-    from agents.core.run import read_config
+    from agents.core.run import check_run_folder, read_config
 
     if len(arguments) != 1:
         raise ValueError("--resume takes the folder of a run and nothing else: its settings are kept there")
+    check_run_folder(arguments[0], resume=True)
     described = read_config(arguments[0])
     agent_class = _agent_class(described["agent"])
     config = agent_class.config_class(**described["settings"], run_dir=arguments[0])

@@ -26,7 +26,7 @@ VERSION = 1
 """Raised whenever the same task would be warmed up differently, so that old caches are left alone."""
 ENOUGH = 0.42
 """Greedy accuracy on training problems at which the warm-up ends: plenty right, plenty left to learn."""
-MAX_STEPS = 800
+MAX_STEPS = 500
 BATCH = 64
 PROBE_EVERY, PROBES = 10, 256
 LEARNING_RATE, RISE_STEPS = 1e-3, 20

@@ -6,6 +6,7 @@ A check raises :class:`CheckError` with what to mend. They take an id and the op
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import warnings
@@ -16,12 +17,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-import rewards
-from textenv.envs import LEVELS, make_env, make_episodes
+from textenv.envs import LEVELS, TextEnv, make_env, make_episodes
 from textenv.episodes import Episodes
 from textenv.problems import ProblemStream
 from textenv.registry import make_task
-from textenv.task import SPLITS, Finish, Task, Transcript
+from textenv.task import SPLITS, Finish, Problem, Task, Transcript
 from textenv.vector import make_vector_env
 
 SEED = 20_240_501
@@ -114,15 +114,23 @@ def check_problems(env_id: str, **options: Any) -> None:
     """A problem depends on its address (seed, split, index) alone: not on order, view or process state."""
     first, second = (make_task(env_id, **_task_options(options)) for _ in range(2))
     for split in SPLITS:
-        forward = [first.problem(SEED, split, i) for i in range(PROBLEMS)]
-        np.random.seed(0)
-        backward = [second.problem(SEED, split, i) for i in reversed(range(PROBLEMS))][::-1]
+        # Copies, since a task that hands out one object over and over would be compared with itself.
+        forward = [copy.deepcopy(first.problem(SEED, split, i)) for i in range(PROBLEMS)]
+        backward = [copy.deepcopy(second.problem(SEED, split, i)) for i in reversed(range(PROBLEMS))][::-1]
         for i, (one, other) in enumerate(zip(forward, backward, strict=True)):
             _require(
                 one == other,
-                f"problem {i} of {split} came out as {one.prompt!r} and as {other.prompt!r}: "
-                "draw all randomness from the rng that draw() is given",
+                f"problem {i} of {split} came out as {one} and as {other}: draw all randomness from the rng that draw() is "
+                "given, and make new objects in it",
             )
+
+
+def check_prompts(env_id: str, **options: Any) -> None:
+    """Every prompt can be written in tokens and leaves room for an answer, in both splits."""
+    for split in SPLITS:
+        episodes = make_episodes(env_id, 4 * PROBLEMS, **{**options, "split": split})
+        episodes.check_prompts()
+        _begin(episodes, SEED)
 
 
 def check_splits(env_id: str, **options: Any) -> None:
@@ -130,9 +138,13 @@ def check_splits(env_id: str, **options: Any) -> None:
     task = make_task(env_id, **_task_options(options))
     if task.holdout == 0:
         return
-    train, held_out = ({task.key(task.problem(SEED, split, i)) for i in range(4 * PROBLEMS)} for split in SPLITS)
-    shared = train & held_out
-    _require(not shared, f"both splits hold {sorted(shared)[:3]}: let key() tell problems apart by their content")
+    train, held_out = ([task.problem(SEED, split, i) for i in range(4 * PROBLEMS)] for split in SPLITS)
+    names: tuple[Callable[[Problem], str], ...] = (task.key, lambda problem: repr((problem.prompt, problem.reference)))
+    for name in names:
+        shared = {name(problem) for problem in train} & {name(problem) for problem in held_out}
+        _require(
+            not shared, f"both splits hold {sorted(shared)[:3]}: let key() tell problems apart by their content alone"
+        )
 
 
 def check_equivalence(env_id: str, *, episodes: int = 48, seed: int = SEED, **options: Any) -> None:
@@ -149,7 +161,7 @@ def check_equivalence(env_id: str, *, episodes: int = 48, seed: int = SEED, **op
     Raises:
         CheckError: the first difference, with the problem it showed on.
     """
-    played = _play_completions(env_id, episodes, seed, options)
+    played = _play_randomly(env_id, episodes, seed, options)
     views = {
         "token": _record_single(env_id, "token", played, seed, options),
         "sequence": _record_single(env_id, "sequence", played, seed, options),
@@ -163,29 +175,45 @@ def check_equivalence(env_id: str, *, episodes: int = 48, seed: int = SEED, **op
                 _require(
                     value == got[name],
                     f"episode {i} at level {view} differs in its {name}: {got[name]!r}, but {value!r} when whole "
-                    "completions are appended; draw() and reply() must depend on their arguments alone",
+                    "completions are appended; draw(), reply() and the reward must depend on their arguments alone",
                 )
 
 
 Completions = list[np.ndarray]
+Answer = Callable[[Episodes, int], np.ndarray]
 
 
-def _play_completions(
-    env_id: str, num: int, seed: int, options: dict[str, Any]
-) -> list[tuple[dict[str, Any], Completions]]:
-    """Play random completions natively: what each episode came to, and the completions that led there."""
+def _play(
+    env_id: str, num: int, seed: int, options: dict[str, Any], answer: Answer
+) -> tuple[Episodes, list[Completions]]:
+    """Play ``num`` episodes natively with the completions that ``answer`` gives, and tell which these were."""
     episodes = make_episodes(env_id, num, **options)
     _begin(episodes, seed)
-    rng = np.random.default_rng(seed)
+    problems = copy.deepcopy(episodes.problems)
     taken: list[Completions] = [[] for _ in range(num)]
-    return_N = np.zeros(num)
-    while not episodes.done_N.all():
-        rows = episodes.running
-        completions = [_random_completion(episodes, n, rng) for n in rows]
-        return_N += episodes.extend(completions, rows)
+    while rows := episodes.running:
+        completions = [answer(episodes, n) for n in rows]
+        episodes.extend(completions, rows)
         for n, completion in zip(rows, completions, strict=True):
             taken[n].append(completion)
-    return [(_record(episodes, n, return_N[n]), taken[n]) for n in range(num)]
+    _require(
+        problems == episodes.problems,
+        "playing an episode changed its problem: reply() and the reward must leave its reference and info as they are",
+    )
+    return episodes, taken
+
+
+def _play_randomly(
+    env_id: str, num: int, seed: int, options: dict[str, Any]
+) -> list[tuple[dict[str, Any], Completions]]:
+    """Random episodes: what each came to, and the completions that led there."""
+    episodes, taken = _play(env_id, num, seed, options, _random_answers(seed))
+    return [(_record(episodes, n, _return(episodes, n)), taken[n]) for n in range(num)]
+
+
+def _return(episodes: Episodes, n: int) -> float:
+    score = episodes.scores[n]
+    return 0.0 if score is None or score.value is None else score.value
 
 
 def _begin(episodes: Episodes, seed: int) -> None:
@@ -195,24 +223,32 @@ def _begin(episodes: Episodes, seed: int) -> None:
     episodes.begin(range(episodes.num), [problem for problem, _ in drawn], [address for _, address in drawn])
 
 
+def _random_answers(seed: int) -> Answer:
+    rng = np.random.default_rng(seed)
+    return lambda episodes, n: _random_completion(episodes, n, rng)
+
+
 def _random_completion(episodes: Episodes, n: int, rng: np.random.Generator) -> np.ndarray:
-    """One of three kinds: any tokens, an early end, the whole budget without an end; sometimes a demonstration."""
-    task, tokenizer = episodes.task, episodes.tokenizer
+    """One of four kinds: any tokens, an early end, the whole budget without an end, a demonstration."""
+    budget, tokenizer = episodes.task.max_new_tokens, episodes.tokenizer
     allowed = np.flatnonzero(tokenizer.decodable_V)
     ordinary = np.setdiff1d(allowed, [*tokenizer.eos_ids, *episodes.stop_ids])
     kind = rng.integers(4)
-    if kind == 0:
-        completion = rng.choice(allowed, task.max_new_tokens)
-    elif kind == 1:
-        completion = rng.choice(ordinary, task.max_new_tokens)
-        completion[rng.integers(min(3, task.max_new_tokens))] = tokenizer.eos_ids[0]
-    elif kind == 2:
-        completion = rng.choice(ordinary, task.max_new_tokens)
-    else:
-        shown = task.demonstrate(episodes.transcript(n)) or ""
-        ids = [*tokenizer.encode(shown), tokenizer.eos_ids[0]]
-        completion = np.resize(np.array(ids), task.max_new_tokens)
+    if kind == 3:
+        return np.resize(_demonstration(episodes, n), budget)
+    completion = rng.choice(allowed if kind == 0 else ordinary, budget)
+    if kind == 1:
+        completion[rng.integers(min(3, budget))] = tokenizer.eos_ids[0]
     return completion
+
+
+def _demonstration(episodes: Episodes, n: int) -> np.ndarray:
+    shown = episodes.task.demonstrate(episodes.transcript(n)) or ""
+    return np.array([*episodes.tokenizer.encode(shown), episodes.tokenizer.eos_ids[0]])
+
+
+def _empty(episodes: Episodes, n: int) -> np.ndarray:
+    return np.array([episodes.tokenizer.eos_ids[0]])
 
 
 def _record(episodes: Episodes, n: int, total: float) -> dict[str, Any]:
@@ -266,14 +302,17 @@ def _record_vector(
 def check_seeding(env_id: str, **options: Any) -> None:
     """One seed gives the same problems alone and vectorised; groups share theirs; another seed gives others."""
     env = make_env(env_id, **options)
-    alone = [env.reset(seed=SEED if i == 0 else None)[1]["prompt"] for i in range(8)]
+    alone = []
+    for i in range(8):
+        env.reset(seed=SEED if i == 0 else None)
+        alone.append(env.episodes.problems[0])
     envs = make_vector_env(env_id, num_envs=8, **options)
-    together = list(envs.reset(seed=SEED)[1]["prompt"])
+    envs.reset(seed=SEED)
+    together = list(envs.episodes.problems)
     _require(alone == together, f"seed {SEED} starts on {alone[:2]} alone and on {together[:2]} vectorised")
-    grouped = list(envs.reset(seed=SEED, options={"repeat": 4})[1]["prompt"])
-    _require(
-        grouped == [alone[0]] * 4 + [alone[1]] * 4, f"repeat=4 must give each problem to four neighbours: {grouped}"
-    )
+    envs.reset(seed=SEED, options={"repeat": 4})
+    grouped = list(envs.episodes.problems)
+    _require(grouped == [alone[0]] * 4 + [alone[1]] * 4, f"repeat=4 must give a problem to four neighbours: {grouped}")
     task = make_task(env_id, **_task_options(options))
     one, other = ([task.problem(seed, "train", i) for i in range(PROBLEMS)] for seed in (SEED, SEED + 1))
     varied = len({task.key(problem) for problem in one}) > 1
@@ -281,82 +320,88 @@ def check_seeding(env_id: str, **options: Any) -> None:
 
 
 def check_snapshot(env_id: str, **options: Any) -> None:
-    """A snapshot restores exactly, at either level, and forks go on from it."""
+    """A snapshot restores exactly, in the middle of an episode too, and forks start from it."""
+    played = _play_randomly(env_id, 8, SEED, options)
     for level in LEVELS:
         env = make_env(env_id, level=level, **options)
-        env.reset(seed=SEED)
-        env.action_space.seed(SEED)
+        for i, (_, completions) in enumerate(played):
+            env.reset(seed=SEED if i == 0 else None)
+            _check_branching(env, level, completions)
+
+
+def _check_branching(env: TextEnv, level: str, completions: Completions) -> None:
+    """Play an episode, then every step of it again from the snapshot before it, last step first."""
+    steps = []
+    while not env.episodes.done_N[0]:
         state, key = env.snapshot(), env.state_key()
-        action = env.action_space.sample()
-        first = env.step(action)
+        action = _actions(level, completions, env.episodes, 0)
+        steps.append((state, key, action, _outcome(env, action)))
+    for state, key, action, outcome in reversed(steps):
         env.restore(state)
         _require(env.state_key() == key, f"at {level} level the state after restore() is not the one snapshot() took")
-        child = env.fork(state, 1, seed=0)[0]
-        for name, other in (("restored", env), ("forked", child)):
-            again = other.step(action)
-            _require(
-                again[1:4] == first[1:4],
-                f"at {level} level the {name} episode goes on as {again[1:4]}, not {first[1:4]}",
-            )
+        again = _outcome(env, action)
+        _require(
+            again == outcome,
+            f"at {level} level a restored episode goes on as {again}, not {outcome}: draw reply()'s randomness from "
+            "transcript.rng, and keep nothing between its calls",
+        )
+    state, key, *_ = steps[-1]
+    _require(
+        env.fork(state, 1, seed=0)[0].state_key() == key, f"at {level} level a fork does not start from its snapshot"
+    )
+
+
+def _outcome(env: TextEnv, action: Any) -> tuple[Any, ...]:
+    _, reward, terminated, truncated, _ = env.step(action)
+    return env.episodes.text(0), reward, terminated, truncated
 
 
 def check_credit(env_id: str, **options: Any) -> None:
     """Rewards are per token: what an episode's tokens are credited with sums to its return."""
-    episodes = make_episodes(env_id, PROBLEMS, **options)
-    _begin(episodes, SEED)
-    rng = np.random.default_rng(SEED)
-    return_N = np.zeros(PROBLEMS)
-    while not episodes.done_N.all():
-        rows = episodes.running
-        return_N += episodes.extend([_random_completion(episodes, n, rng) for n in rows], rows)
+    episodes, _ = _play(env_id, PROBLEMS, SEED, options, _random_answers(SEED))
     for n in range(PROBLEMS):
-        credit = episodes.credit(n)
+        credit, want = episodes.credit(n), _return(episodes, n)
         _require(
-            bool(np.isclose(credit.sum(), return_N[n], rtol=1e-9, atol=1e-9)),
-            f"the tokens of episode {n} are credited with {credit.sum()}, but its return is {return_N[n]}; "
+            bool(np.isclose(credit.sum(), want, rtol=1e-9, atol=1e-9)),
+            f"the tokens of episode {n} are credited with {credit.sum()}, but its return is {want}; "
             "the tokens of a Score must sum to its value",
         )
 
 
 def check_reward(env_id: str, **options: Any) -> None:
-    """The reward can tell good answers from bad: demonstrations score high, noise scores lower, and all are graded."""
-    shown = _score_answers(env_id, options, lambda task, transcript: task.demonstrate(transcript))
-    noise = _score_answers(env_id, options, lambda task, transcript: "")
-    broken = next((score.error for score in [*shown, *noise] if score.error is not None), None)
-    _require(broken is None, f"the reward could not grade an answer: {broken}")
-    demonstrated = make_task(env_id, **_task_options(options))
-    if _demonstrates(demonstrated):
+    """The reward grades every answer, counts demonstrations as right, and pays empty answers less."""
+    kinds = {"a demonstration": _demonstration, "an empty answer": _empty, "a random answer": _random_answers(SEED)}
+    played = {kind: _play(env_id, 16, SEED, options, answer)[0] for kind, answer in kinds.items()}
+    for kind, episodes in played.items():
+        for score in episodes.scores:
+            error = "" if score is None or score.error is None else score.error.strip().splitlines()[-1]
+            _require(not error, f"the reward could not grade {kind}: {error}")
+    shown, empty = played["a demonstration"], played["an empty answer"]
+    if not _demonstrates(shown.task):
+        return
+    for n, score in enumerate(shown.scores):
+        finish = Finish(shown.finish_N[n]).label
         _require(
-            all(score.correct for score in shown),
-            "the reward does not count the task's own demonstration as correct: mend demonstrate() or the reward",
+            score is not None and bool(score.correct),
+            f"the demonstration {shown.completions[n][-1]!r} earns {_return(shown, n):g} (finish {finish}) and does not count "
+            'as right, which takes parts["correct"] 1.0 or, without parts, a value from 1.0 on: mend demonstrate(), the '
+            "reward, or max_new_tokens if it was cut",
         )
-        shown_mean, noise_mean = (np.mean([score.value or 0.0 for score in scores]) for scores in (shown, noise))
-        _require(
-            bool(shown_mean > noise_mean),
-            "an empty answer earns as much as a demonstration, so there is nothing to learn from this reward",
-        )
+    means = [np.mean([_return(episodes, n) for n in range(episodes.num)]) for episodes in (shown, empty)]
+    _require(
+        bool(means[0] > means[1]),
+        "an empty answer earns as much as a demonstration, so there is nothing to learn from this reward: mend it",
+    )
 
 
 def _demonstrates(task: Task) -> bool:
     return task.demonstrate(Transcript(task.problem(SEED, "train", 0), (), (), Finish.NONE, (SEED,))) is not None
 
 
-def _score_answers(
-    env_id: str, options: dict[str, Any], answer: Callable[[Task, Transcript], str | None]
-) -> list[rewards.Score]:
-    episodes = make_episodes(env_id, 8, **options)
-    _begin(episodes, SEED)
-    while not episodes.done_N.all():
-        rows = episodes.running
-        texts = [answer(episodes.task, episodes.transcript(n)) or "" for n in rows]
-        end = episodes.tokenizer.eos_ids[0]
-        episodes.extend([np.array([*episodes.tokenizer.encode(text), end]) for text in texts], rows)
-    return [score for score in episodes.scores if score is not None]
-
-
 CHECKS: tuple[Callable[..., None], ...] = (
     check_described,
     check_problems,
+    check_prompts,
     check_splits,
     check_seeding,
     check_gymnasium,

@@ -85,9 +85,9 @@ def _print_map(commands: dict[str, EntryPoint]) -> None:
     for name in sorted(commands, key=_order):
         table.add_row(f"  [bold]{name}[/bold]", _summary(commands[name]))
     console = Console()
-    console.print(USAGE, highlight=False)
+    console.print(USAGE, highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(HINTS, highlight=False)
+    console.print(HINTS, highlight=False, soft_wrap=True)
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
+from textenv.envs import make_env
 from textenv.registry import make_task, registry
+from textenv.task import Task
+from textenv.tokenizer import Tokenizer
+from textenv.vector import make_vector_env
+from textenv.wrappers import TextView
 
+EnvId = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENVIRONMENT")]
 Options = Annotated[
     dict[str, str],
     tyro.conf.arg(
@@ -46,17 +54,24 @@ def _value(text: Any) -> Any:
 
 def list_environments() -> None:
     """Show the registered environments."""
-    table = Table("id", "turns", "reward", "licence", "what it asks", title="environments")
+    table = Table(
+        Column("id", no_wrap=True), "turns", Column("reward", no_wrap=True), "what it asks", title="environments"
+    )
     for env_id in sorted(registry):
-        entry = registry[env_id]
         task = make_task(env_id)
         reward = task.reward if isinstance(task.reward, str) else getattr(task.reward, "name", "function")
-        asks = inspect.cleandoc(task.__doc__ or "").partition("\n")[0]
-        table.add_row(env_id, str(task.turns), reward, task.licence, asks or str(entry.build))
+        table.add_row(env_id, str(task.turns), reward, escape(_what_it_asks(task)))
     Console().print(table)
 
 
-def play(env_id: Annotated[str, tyro.conf.Positional], /, *, seed: int = 0, options: Options = {}) -> None:  # noqa: B006
+def _what_it_asks(task: Task) -> str:
+    """The first sentence of a task's docstring, without its markup."""
+    words = " ".join(inspect.cleandoc(task.__doc__ or "").split())
+    first = re.split(r"(?<=\.) (?=[A-Z])", words)[0]
+    return re.sub(r":\w+:`(.+?)`", r"\1", first).replace("``", "")
+
+
+def play(env_id: EnvId, /, *, seed: int = 0, options: Options = {}) -> None:  # noqa: B006
     """Answer an environment's problems yourself, in the terminal.
 
     Args:
@@ -64,35 +79,49 @@ def play(env_id: Annotated[str, tyro.conf.Positional], /, *, seed: int = 0, opti
         seed: which problems to get.
         options: options of the environment.
     """
-    from textenv.wrappers import TextView
+    env = TextView(make_env(env_id, **parse_options(options)))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print("an empty line ends the game", style="dim")
+    rewards: list[float] = []
+    env.reset(seed=seed)
+    while (reward := _play_episode(env, console)) is not None:
+        rewards.append(reward)
+        env.reset()
+    graded = [reward for reward in rewards if not math.isnan(reward)]
+    mean = f", mean reward {statistics.fmean(graded):.2f}" if graded else ""
+    console.print(f"\n{len(rewards)} played{mean}")
 
-    console = Console(highlight=False)
-    env = TextView(gym.make(env_id, level="sequence", **parse_options(options)))
-    total, played = 0.0, 0
-    console.print("[dim]an empty line ends the game[/dim]")
-    observation, _ = env.reset(seed=seed)
-    shown = 0
-    while True:
-        console.print(observation[shown:], end=" ", markup=False)
-        try:
-            answer = console.input("[bold]> [/bold]")
-        except EOFError:
-            break
-        if not answer:
-            break
-        observation, reward, terminated, _, info = env.step(answer)
-        shown = len(observation)
+
+def _play_episode(env: TextView, console: Console) -> float | None:
+    """Ask until the episode is over: its reward, NaN when ungraded; None when the player has had enough."""
+    episodes = env.unwrapped.episodes  # type: ignore[attr-defined]
+    console.print("\n".join(filter(None, [episodes.task.system, episodes.problems[0].prompt])), end=" ")
+    while answer := _read_answer(episodes.tokenizer, console):
+        _, reward, terminated, _, info = env.step(answer)
         if terminated:
-            total, played = total + float(reward), played + 1
-            console.print(f"[bold]{reward:g}[/bold], reference {info['reference']!r}", markup=True)
-            observation, _ = env.reset()
-            shown = 0
+            worth = f"{reward:g}" if not info["ungraded"] else f"ungraded: {info['error'].strip().splitlines()[-1]}"
+            cut = "" if info["finish"] in ("eos", "stop") else f" ({info['finish']})"
+            console.print(f"{worth}{cut}, reference {info['reference']!r}", style="bold")
+            return math.nan if info["ungraded"] else reward
+        console.print(episodes.replies[0][-1], end=" ")
+    return None
+
+
+def _read_answer(tokenizer: Tokenizer, console: Console) -> str:
+    """An answer that the tokenizer can write; empty at the end of the input."""
+    while True:
+        try:
+            answer = console.input("> ")
+            tokenizer.encode(answer)
+        except EOFError:
+            return ""
+        except ValueError as error:
+            console.print(str(error), style="red")
         else:
-            shown = observation.rfind(answer) + len(answer)
-    console.print(f"\n{played} played, mean reward {total / played:.2f}" if played else "\nnothing played")
+            return answer
 
 
-def check(env_id: Annotated[str, tyro.conf.Positional], /, *, options: Options = {}) -> None:  # noqa: B006
+def check(env_id: EnvId, /, *, options: Options = {}) -> None:  # noqa: B006
     """Run every check on an environment, and say what to mend.
 
     Args:
@@ -105,14 +134,14 @@ def check(env_id: Annotated[str, tyro.conf.Positional], /, *, options: Options =
     table = Table("", "check", "promise, or what to mend", title=env_id)
     for result in results:
         mark = "[green]ok[/green]" if result.problem is None else "[red]mend[/red]"
-        table.add_row(mark, result.name, result.promise if result.problem is None else result.problem)
+        table.add_row(mark, result.name, escape(result.problem or result.promise))
     Console().print(table)
     if any(result.problem for result in results):
         raise SystemExit(1)
 
 
 def profile(
-    env_id: Annotated[str, tyro.conf.Positional],
+    env_id: EnvId,
     /,
     *,
     num_envs: int = 256,
@@ -127,45 +156,39 @@ def profile(
         episodes: how many to play, at least.
         options: options of the environment.
     """
-    costs = [
-        _play_randomly(env_id, num_envs, parse_options(options), round) for round in range(-(-episodes // num_envs))
-    ]
+    rounds = range(-(-episodes // num_envs))
+    costs = [_play_randomly(env_id, num_envs, parse_options(options), round) for round in rounds]
     table = Table("", "median cost", title=f"{env_id}, {num_envs} side by side, random tokens")
-    for name, unit in (("begin", "episode"), ("step", "token"), ("end", "episode")):
-        table.add_row(
-            _COST_NAMES[name],
-            f"{statistics.median(cost[name] for cost in costs) * 1e6:.2f} µs an {unit}"
-            if unit == "episode"
-            else f"{statistics.median(cost[name] for cost in costs) * 1e6:.3f} µs a {unit}",
-        )
+    for name in costs[0]:
+        table.add_row(name, f"{statistics.median(cost[name] for cost in costs) * 1e6:.3g} µs {_COSTS[name]}")
     Console().print(table)
 
 
-_COST_NAMES = {"begin": "draw and encode a problem", "step": "one transition", "end": "decode and score an episode"}
+_BEGIN, _STEP, _END = "draw and encode a problem", "one transition", "decode, and answer or score"
+_COSTS = {_BEGIN: "an episode", _STEP: "a token", _END: "a completion"}
 
 
 def _play_randomly(env_id: str, num_envs: int, options: dict[str, Any], round: int) -> dict[str, float]:
-    """Seconds for each episode begun, token stepped and episode ended, in one round of ``num_envs`` episodes."""
-    envs = gym.make_vec(env_id, num_envs=num_envs, level="token", autoreset_mode="Disabled", **options)
-    episodes = envs.unwrapped.episodes  # type: ignore[attr-defined]
+    """Seconds for each episode begun, token stepped and completion ended, in one round of ``num_envs`` episodes."""
+    envs = make_vector_env(env_id, num_envs, level="token", autoreset_mode="Disabled", **options)
+    episodes = envs.episodes
     ordinary = np.setdiff1d(
         np.flatnonzero(episodes.tokenizer.decodable_V), [*episodes.tokenizer.eos_ids, *episodes.stop_ids]
     )
-    end = episodes.tokenizer.eos_ids[0]
+    end_N = np.full(num_envs, episodes.tokenizer.eos_ids[0])
     rng = np.random.default_rng(round)
-    started = time.perf_counter()
-    envs.reset(seed=round)
-    begun = time.perf_counter()
-    steps = episodes.task.max_new_tokens - 1
-    actions = rng.choice(ordinary, (steps, num_envs))
-    stepping = time.perf_counter()
-    for action_N in actions:
-        envs.step(action_N)
-    stepped = time.perf_counter()
-    envs.step(np.full(num_envs, end))
-    ended = time.perf_counter()
-    return {
-        "begin": (begun - started) / num_envs,
-        "step": (stepped - stepping) / (steps * num_envs),
-        "end": (ended - stepped) / num_envs,
-    }
+    seconds, count = dict.fromkeys(_COSTS, 0.0), dict.fromkeys(_COSTS, 0)
+
+    def measure(name: str, run: Callable[[], Any], times: int) -> None:
+        started = time.perf_counter()
+        run()
+        seconds[name] += time.perf_counter() - started
+        count[name] += times
+
+    measure(_BEGIN, lambda: envs.reset(seed=round), num_envs)
+    while running := len(episodes.running):
+        room = int((episodes.limit_N - episodes.length_N)[episodes.running].min())
+        for action_N in rng.choice(ordinary, (room - 1, num_envs)):
+            measure(_STEP, lambda action_N=action_N: envs.step(action_N), running)  # type: ignore[misc]
+        measure(_END, lambda: envs.step(end_N), running)
+    return {name: seconds[name] / count[name] for name in _COSTS if count[name]}

@@ -80,6 +80,9 @@ class DatasetTask(Task):
         epoch, place = divmod(index, len(problems))
         return problems[_order(seed, SPLITS.index(split), epoch, len(problems))[place]]
 
+    def size(self, split: str) -> int:
+        return len(self._problems[split])
+
     def preview(self, split: str) -> Sequence[Problem]:
         return self._problems[split]
 

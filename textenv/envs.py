@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -55,6 +55,11 @@ def make_episodes(
 def check_level(level: str) -> None:
     if level not in LEVELS:
         raise ValueError(f"level must be one of {' or '.join(map(repr, LEVELS))}, got {level!r}")
+
+
+def check_render_mode(render_mode: str | None, modes: Sequence[str]) -> None:
+    if render_mode is not None and render_mode not in modes:
+        raise ValueError(f"render_mode must be one of {', '.join(modes)}, got {render_mode!r}")
 
 
 def observation_space(episodes: Episodes) -> spaces.Space[Observation]:
@@ -117,14 +122,12 @@ class TextEnv(gym.Env[Observation, Any]):
     A cut completion is ``terminated``: its budget is part of the state. ``truncated`` is for limits from outside.
     """
 
-    metadata = {  # noqa: RUF012 - Gymnasium declares it an instance variable
-        "render_modes": ["ansi", "human"],
-        "render_fps": 4,
-    }
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 - as Gymnasium has it
     level: str
 
     def __init__(self, episodes: Episodes, render_mode: str | None = None) -> None:
         self.episodes = episodes
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.problems = ProblemStream(episodes.task, episodes.split)
         self.observation_space: spaces.Space[Observation] = observation_space(episodes)
         self.action_space = action_space(episodes, self.level)
@@ -133,22 +136,26 @@ class TextEnv(gym.Env[Observation, Any]):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
+        if seed is not None:
+            self.problems.start(seed)
         super().reset(seed=seed)
-        if seed is not None or self.problems.seed is None:
-            self.problems.start(int(self.np_random.integers(2**31)) if seed is None else seed)
+        if self.problems.seed is None:
+            self.problems.start(int(self.np_random.integers(2**31)))
         drawn = self.problems.take(1, options)
         self.episodes.begin([0], [problem for problem, _ in drawn], [address for _, address in drawn])
         self._show()
         return self._observation(), reset_info(self.episodes, 0)
 
-    def _finish_step(self, reward: float) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        done = bool(self.episodes.done_N[0])
-        self._show()
-        return self._observation(), reward, done, False, final_info(self.episodes, 0) if done else {}
-
-    def _check_running(self) -> None:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         if self.episodes.done_N[0]:
             raise ValueError("the episode is done; call reset() before the next step")
+        reward = float(self._advance(action)[0])
+        self._show()
+        done = bool(self.episodes.done_N[0])
+        return self._observation(), reward, done, False, final_info(self.episodes, 0) if done else {}
+
+    def _advance(self, action: Any) -> np.ndarray:
+        raise NotImplementedError
 
     def _observation(self) -> Observation:
         return {name: array_N[0] for name, array_N in observe(self.episodes).items()}
@@ -196,9 +203,8 @@ class TokenEnv(TextEnv):
 
     level = "token"
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        self._check_running()
-        return self._finish_step(float(self.episodes.step(np.asarray([action]))[0]))
+    def _advance(self, action: Any) -> np.ndarray:
+        return self.episodes.step(np.array([action]))
 
 
 class SequenceEnv(TextEnv):
@@ -206,9 +212,8 @@ class SequenceEnv(TextEnv):
 
     level = "sequence"
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        self._check_running()
-        return self._finish_step(float(self.episodes.extend([np.asarray(action)])[0]))
+    def _advance(self, action: Any) -> np.ndarray:
+        return self.episodes.extend([action])
 
 
 def observe(episodes: Episodes) -> dict[str, np.ndarray]:

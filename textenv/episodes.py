@@ -76,8 +76,8 @@ class Episodes:
         self.reward = rewards.as_reward(task.reward if reward is None else reward)
         self.vocab_size = self.tokenizer.vocab_size if vocab_size is None else vocab_size
         self.split = split
-        self._kind_V = _token_kinds(self.tokenizer, task, self.vocab_size)
         _check_task(task)
+        self._kind_V = _token_kinds(self.tokenizer, task, self.vocab_size)
 
         self.tokens_NT = np.zeros((num, task.max_tokens), dtype=np.int64)
         self.source_NT = np.zeros((num, task.max_tokens), dtype=np.uint8)
@@ -102,10 +102,7 @@ class Episodes:
         Raises:
             ValueError: a prompt too long for the context.
         """
-        previous, ids = None, np.zeros(0, dtype=np.int64)
-        for n, problem, seed in zip(rows, problems, seeds, strict=True):
-            if problem is not previous:  # the members of a group stand side by side
-                previous, ids = problem, self._encode_prompt(problem)
+        for n, problem, seed, ids in zip(rows, problems, seeds, self._encode_prompts(problems), strict=True):
             self.tokens_NT[n] = 0
             self.source_NT[n] = Source.PAD
             self.tokens_NT[n, : len(ids)] = ids
@@ -125,6 +122,13 @@ class Episodes:
         """
         for problem in self.task.preview(self.split):
             self._encode_prompt(problem)
+
+    def _encode_prompts(self, problems: Sequence[Problem]) -> list[np.ndarray]:
+        encoded: list[np.ndarray] = []
+        for i, problem in enumerate(problems):
+            same = i > 0 and problem is problems[i - 1]  # the members of a group stand side by side
+            encoded.append(encoded[-1] if same else self._encode_prompt(problem))
+        return encoded
 
     def _encode_prompt(self, problem: Problem) -> np.ndarray:
         ids = self.tokenizer.encode_prompt(problem.prompt, self.task.system)
@@ -150,8 +154,11 @@ class Episodes:
             reward_N, float64: the score of the episodes that this token ended, else 0.
 
         Raises:
-            ValueError: an id outside the vocabulary, or one that stands for no text.
+            ValueError: not one id an episode, an id outside the vocabulary, or one that stands for no text. Nothing changed.
         """
+        action_N = _as_ids(action_N)
+        if len(action_N) != self.num:
+            raise ValueError(f"step takes a token for each of the {self.num} episodes, got {len(action_N)}")
         rows = np.flatnonzero(~self.done_N) if self.done_N.any() else self._every_row
         action = action_N[rows]
         kind = self._kinds(action)
@@ -170,23 +177,25 @@ class Episodes:
             reward_N, float64, as :meth:`step`.
 
         Raises:
-            ValueError: an episode that is done; a completion that neither ends nor fills its budget; a refused id.
+            ValueError: not one completion an episode; an episode that is done; a completion that neither ends nor fills its
+                budget; a refused id. Nothing changed.
         """
         rows = range(self.num) if rows is None else rows
-        kinds = []
-        for n, completion in zip(rows, completions, strict=True):
-            if self.done_N[n]:
-                raise ValueError(f"episode {n} is done; reset it before the next completion")
-            tokens, kind = self._cut(n, np.asarray(completion))
-            start = self.length_N[n]
-            self.tokens_NT[n, start : start + len(tokens)] = tokens
-            self.source_NT[n, start : start + len(tokens)] = Source.SAMPLED
-            self.length_N[n] += len(tokens)
-            kinds.append(kind)
-        return self._end_completions(np.array(rows, dtype=np.int64), np.array(kinds))
+        if len(completions) != len(rows):
+            raise ValueError(f"extend takes a completion for each of the {len(rows)} episodes, got {len(completions)}")
+        cuts = [self._cut(n, _as_ids(completion)) for n, completion in zip(rows, completions, strict=True)]
+        for n, (tokens, _) in zip(rows, cuts, strict=True):
+            start, end = self.length_N[n], self.length_N[n] + len(tokens)
+            self.tokens_NT[n, start:end] = tokens
+            self.source_NT[n, start:end] = Source.SAMPLED
+            self.length_N[n] = end
+        kinds = np.array([kind for _, kind in cuts], dtype=np.uint8)
+        return self._end_completions(np.array(rows, dtype=np.int64), kinds)
 
     def _cut(self, n: int, completion: np.ndarray) -> tuple[np.ndarray, int]:
         """The part of a completion that counts, and the kind of its last token."""
+        if self.done_N[n]:
+            raise ValueError(f"episode {n} is done; reset it before the next completion")
         room = int(self.limit_N[n] - self.length_N[n])
         # Ids after the end do not count, so they are not looked at either: negative ones and ids without text included.
         inside = completion[:room].clip(0, self.vocab_size - 1)
@@ -240,6 +249,8 @@ class Episodes:
         reply = self.task.reply(self.transcript(n))
         if reply is None:
             return False
+        if not isinstance(reply, str):
+            raise ValueError(f"{self.task}.reply() must return text, or None to end the episode, got {reply!r}")
         ids = self.tokenizer.encode_reply(reply, after_eos=self.finish_N[n] == Finish.EOS)
         start, end = self.length_N[n], self.length_N[n] + len(ids)
         if end >= self.task.max_tokens:  # no room for the reply and a word after it
@@ -289,7 +300,7 @@ class Episodes:
         score = self.scores[n]
         sampled = int((self.source_NT[n] == Source.SAMPLED).sum())
         if score is not None and score.tokens is not None:
-            return np.array(score.tokens)
+            return np.array(score.tokens, dtype=np.float64)
         credit = np.zeros(sampled)
         if score is not None and score.value is not None:
             credit[-1] = score.value
@@ -349,17 +360,31 @@ class Episodes:
         self.problems[n] = Problem(**state["problem"])
         self.completions[n], self.replies[n] = list(state["completions"]), list(state["replies"])
         self.episode_seeds[n] = tuple(state["episode_seed"])
-        self.scores[n] = None if state["score"] is None else Score(**state["score"])
+        self.scores[n] = None if state["score"] is None else _as_score(state["score"])
 
     def state_key(self, n: int) -> str:
-        """A name for the state of episode ``n``: equal for equal problems and equal contexts."""
+        """A name for the state of episode ``n``: equal for equal problems and equal contexts, at equal places in a turn."""
         problem, end = self.problems[n], self.length_N[n]
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([problem.prompt, problem.reference], sort_keys=True, default=repr).encode())
+        place = [int(self.start_N[n]), bool(self.done_N[n])]
+        named = [problem.prompt, problem.reference, dict(problem.info), place]
+        digest = hashlib.blake2b(json.dumps(named, sort_keys=True, default=repr).encode(), digest_size=16)
         digest.update(self.tokens_NT[n, :end].tobytes())
         digest.update(self.source_NT[n, :end].tobytes())
-        digest.update(bytes([bool(self.done_N[n])]))
         return digest.hexdigest()
+
+
+def _as_ids(ids: Any) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"tokens come as a flat array of whole numbers, got {str(ids)[:60]!r} of type {type(ids).__name__}"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _as_score(state: dict[str, Any]) -> Score:
+    tokens = state["tokens"]  # JSON knows no tuples
+    return Score(**{**state, "tokens": None if tokens is None else tuple(tokens)})
 
 
 def _token_kinds(tokenizer: Tokenizer, task: Task, vocab_size: int) -> np.ndarray:
@@ -369,6 +394,8 @@ def _token_kinds(tokenizer: Tokenizer, task: Task, vocab_size: int) -> np.ndarra
             f"a vocabulary of {vocab_size} is smaller than the ids of the tokenizer {tokenizer.name!r}, which go up to "
             f"{tokenizer.vocab_size - 1}; take the width of the logits of a model made for this tokenizer"
         )
+    if isinstance(task.stop, str):
+        raise ValueError(f"stop must be a sequence of texts, got the text {task.stop!r}; write ({task.stop!r},)")
     kind_V = np.full(vocab_size, _REFUSED, dtype=np.uint8)
     kind_V[: tokenizer.vocab_size][tokenizer.decodable_V] = _ORDINARY
     for text in task.stop:
@@ -384,10 +411,11 @@ def _token_kinds(tokenizer: Tokenizer, task: Task, vocab_size: int) -> np.ndarra
 
 
 def _check_task(task: Task) -> None:
-    if not 0 < task.max_new_tokens < task.max_tokens:
+    whole = isinstance(task.max_new_tokens, int) and isinstance(task.max_tokens, int)
+    if not (whole and 0 < task.max_new_tokens < task.max_tokens):
         raise ValueError(
-            f"{task}: the context max_tokens={task.max_tokens} must be larger than max_new_tokens={task.max_new_tokens}, "
-            "and a completion at least one token long"
+            f"{task}: max_tokens={task.max_tokens!r}, the context, must be a whole number larger than "
+            f"max_new_tokens={task.max_new_tokens!r}, and that at least 1"
         )
     if task.turns == 1 and type(task).reply is not Task.reply:
         raise ValueError(f"{task} has a reply() but turns=1, so it would never be asked; set turns to 2 or more")

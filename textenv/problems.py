@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from textenv.task import SPLITS, Problem, Task, as_problem
 
 RESET_OPTIONS = ("problems", "index", "repeat")
@@ -36,9 +38,7 @@ class ProblemStream:
 
     def start(self, seed: int) -> None:
         """Begin at the first problem of ``seed``."""
-        if seed < 0:
-            raise ValueError(f"a seed is a number from 0 on, got {seed}")
-        self.seed, self.index = seed, 0
+        self.seed, self.index = _whole("a seed", seed, 0), 0
 
     def take(self, n: int, options: Mapping[str, Any] | None = None) -> list[tuple[Problem, Address]]:
         """The problems of the next ``n`` episodes.
@@ -48,35 +48,35 @@ class ProblemStream:
                 problem; ``problems`` uses these instead of drawing any.
 
         Raises:
-            ValueError: an unknown option, a number of episodes that groups do not divide, or too few problems given.
+            ValueError: no seed yet, an unknown or impossible option, a number of episodes that groups do not divide, or a
+                number of given problems other than that of the groups.
         """
+        if self.seed is None:
+            raise ValueError("there is no seed yet; start(seed) comes first")
         options = options or {}
         unknown = sorted(set(options) - set(RESET_OPTIONS))
         if unknown:
             raise ValueError(f"reset has no option {', '.join(map(repr, unknown))}; it has {', '.join(RESET_OPTIONS)}")
-        repeat = options.get("repeat", 1)
+        repeat = _whole("repeat", options.get("repeat", 1), 1)
         if n % repeat:
             raise ValueError(f"repeat={repeat} must divide the {n} episodes that are reset into whole groups")
-        self.index = options.get("index", self.index)
-        groups = n // repeat
-        problems = self._given(options["problems"], groups) if "problems" in options else self._draw(groups)
-        assert self.seed is not None, "start(seed) comes first"
+        first = _whole("index", options.get("index", self.index), 0)
+        indices = range(first, first + n // repeat)
+        if "problems" in options:
+            problems = self._given(options["problems"], len(indices))
+        else:
+            problems = [self.task.problem(self.seed, self.split, index) for index in indices]
+        self.index = indices.stop
         split = SPLITS.index(self.split)
         return [
-            (problem, (self.seed, split, self.index - groups + g, copy))
-            for g, problem in enumerate(problems)
+            (problem, (self.seed, split, index, copy))
+            for index, problem in zip(indices, problems, strict=True)
             for copy in range(repeat)
         ]
 
-    def _draw(self, n: int) -> list[Problem]:
-        assert self.seed is not None, "start(seed) comes first"
-        self.index += n
-        return [self.task.problem(self.seed, self.split, i) for i in range(self.index - n, self.index)]
-
     def _given(self, problems: Any, groups: int) -> list[Problem]:
         if len(problems) != groups:
-            raise ValueError(f"options['problems'] must hold {groups} problems, one a group, got {len(problems)}")
-        self.index += groups
+            raise ValueError(f"options['problems'] must hold {groups} problem(s), one a group, got {len(problems)}")
         return [as_problem(problem, self.task) for problem in problems]
 
     def snapshot(self) -> dict[str, Any]:
@@ -84,3 +84,9 @@ class ProblemStream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.seed, self.index = state["seed"], state["index"]
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is a whole number from {least} on, got {value!r}")
+    return int(value)

@@ -12,6 +12,9 @@ import gymnasium as gym
 
 from textenv.task import FunctionTask, Task
 
+_RESERVED = ("task", "level", "split", "tokenizer", "vocab_size", "render_mode", "num_envs", "autoreset_mode")
+"""What ``gym.make`` and ``gym.make_vec`` take before a task sees its options."""
+
 _OVERRIDES = ("reward", "max_new_tokens", "max_tokens", "holdout", "stop", "system")
 """Attributes of every task that registration and ``gym.make`` may set."""
 
@@ -33,8 +36,9 @@ def register(id: str, target: Any = None, /, *, data: Any = None, **options: Any
 
     Four forms, one result:
 
-    - a function ``rng -> (prompt, reference)``, as a decorator or as ``target``;
-    - a :class:`Task` subclass, likewise;
+    - a decorator on a function ``rng -> (prompt, reference)`` or on a :class:`Task` subclass;
+    - a function as ``target``;
+    - a :class:`Task` subclass as ``target``;
     - a dataset: ``data="file.jsonl"`` with the names of its fields, ``prompt="question", answer="answer"``
       (see :class:`textenv.datasets.DatasetTask`).
 
@@ -46,7 +50,7 @@ def register(id: str, target: Any = None, /, *, data: Any = None, **options: Any
             ``stop`` and ``system``; ``gym.make`` can override each.
 
     Raises:
-        ValueError: the id is taken or malformed, or an option is unknown.
+        ValueError: the id is taken or malformed, an option is unknown, or both a target and ``data`` are given.
 
     Example:
         >>> @register("docs/Reverse-v0")
@@ -57,6 +61,8 @@ def register(id: str, target: Any = None, /, *, data: Any = None, **options: Any
         'Reverse '
     """
     if data is not None:
+        if target is not None:
+            raise ValueError(f"register({id!r}, …) takes a function or class, or data=…, not both")
         from textenv.datasets import DatasetTask
 
         _add(id, DatasetTask, {"data": data, **options})
@@ -75,17 +81,23 @@ def register(id: str, target: Any = None, /, *, data: Any = None, **options: Any
 
 
 def _add(id: str, build: Callable[..., Task], options: Mapping[str, Any]) -> None:
-    if id in registry:
+    if id in gym.registry:
         raise ValueError(f"{id!r} is registered already; choose another name or version")
+    reserved = [name for name in _RESERVED if name in inspect.signature(build).parameters]
+    if reserved:
+        raise ValueError(f"{id}: gym.make has an option {reserved[0]!r} of its own; give the task's another name")
     _check_options(id, build, options)
-    gym.register(
-        id,
-        entry_point="textenv.envs:make_env",
-        vector_entry_point="textenv.vector:make_vector_env",
-        kwargs={"task": id},
-        # What the environment promises is checked once, by `textenv check`, not at every step of a training run.
-        disable_env_checker=True,
-    )
+    try:
+        gym.register(
+            id,
+            entry_point="textenv.envs:make_env",
+            vector_entry_point="textenv.vector:make_vector_env",
+            kwargs={"task": id},
+            # What the environment promises is checked once, by `textenv check`, not at every step of a training run.
+            disable_env_checker=True,
+        )
+    except gym.error.Error as error:
+        raise ValueError(f"an id is namespace/Name-v0, got {id!r}") from error
     registry[id] = Registered(id, build, dict(options))
 
 
@@ -105,15 +117,22 @@ def make_task(id: str, **options: Any) -> Task:
     entry = registry[id]
     _check_options(id, entry.build, options)
     settings = {**entry.options, **options}
-    task = entry.build(**{name: value for name, value in settings.items() if name not in _OVERRIDES})
-    for name in _OVERRIDES:
-        if name in settings:
-            setattr(task, name, settings[name])
+    signature = inspect.signature(entry.build)
+    # An option that the constructor takes is its own, whatever its name: other settings may depend on it.
+    after = {name: settings.pop(name) for name in _OVERRIDES if name in settings and name not in signature.parameters}
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise ValueError(f"{id} cannot be made: {error}; its options are {signature}") from None
+    task = entry.build(**settings)
+    for name, value in after.items():
+        setattr(task, name, value)
     return task
 
 
 def _check_options(id: str, build: Callable[..., Task], options: Mapping[str, Any]) -> None:
-    own = [name for name in inspect.signature(build).parameters if name != "self"]
+    own = inspect.signature(build).parameters
     unknown = [name for name in options if name not in own and name not in _OVERRIDES]
     if unknown:
-        raise ValueError(f"{id} has no option {', '.join(map(repr, unknown))}; it has {', '.join([*own, *_OVERRIDES])}")
+        known = ", ".join(dict.fromkeys([*own, *_OVERRIDES]))
+        raise ValueError(f"{id} has no option {', '.join(map(repr, unknown))}; it has {known}")

@@ -139,6 +139,10 @@ class Task:
             f"hold out {self.holdout:.0%} of them; give it more, or set holdout=0 to train and evaluate on the same ones"
         )
 
+    def size(self, split: str) -> int | None:
+        """How many problems a split has; None when they are drawn and there is no end to them."""
+        return None
+
     def preview(self, split: str) -> Sequence[Problem]:
         """Problems to look at before a run starts: the first few, or all where the task knows them."""
         return [self.problem(0, split, index) for index in range(16)]

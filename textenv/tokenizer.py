@@ -134,12 +134,17 @@ class TransformersTokenizer(Tokenizer):
                 "set eos_token in its tokenizer_config.json"
             )
         self._tokenizer = tokenizer
-        self.vocab_size = len(tokenizer)
         self.eos_ids = tuple(dict.fromkeys([tokenizer.eos_token_id, *extra_eos_ids]))
         known_ids = np.fromiter(tokenizer.get_vocab().values(), dtype=np.int64)
-        self.vocab_size = max(self.vocab_size, int(known_ids.max()) + 1)
+        self.vocab_size = int(known_ids.max()) + 1
         self.decodable_V = np.zeros(self.vocab_size, dtype=bool)
         self.decodable_V[known_ids] = True
+        unknown = sorted(set(self.eos_ids) - set(known_ids.tolist()))
+        if unknown:
+            raise ValueError(
+                f"the end-of-sequence ids {unknown} are no tokens of {self.name!r}, whose ids go up to "
+                f"{self.vocab_size - 1}; mend eos_token_id in its generation_config.json"
+            )
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -217,5 +222,5 @@ def _generation_eos_ids(source: str) -> list[int]:
     path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return []
-    ids = json.loads(Path(path).read_text()).get("eos_token_id") or []
-    return [ids] if isinstance(ids, int) else list(ids)
+    ids = json.loads(Path(path).read_text()).get("eos_token_id")
+    return [ids] if isinstance(ids, int) else list(ids or [])

@@ -10,7 +10,16 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from textenv.envs import action_space, check_level, final_info, make_episodes, observation_space, observe, reset_info
+from textenv.envs import (
+    action_space,
+    check_level,
+    check_render_mode,
+    final_info,
+    make_episodes,
+    observation_space,
+    observe,
+    reset_info,
+)
 from textenv.episodes import Episodes, Snapshot
 from textenv.problems import ProblemStream
 
@@ -39,8 +48,9 @@ def make_vector_env(
 class TextVectorEnv(gym.vector.VectorEnv[VectorObservation, Any, np.ndarray]):
     """N episodes of one task. Made by ``gym.make_vec(id, num_envs=N, level=…, …)``.
 
-    ``reset(seed=s)`` starts on problems 0, 1, …, N - 1 of seed s; a list of seeds gives each episode a stream of its own.
-    Options of ``reset`` are those of :class:`textenv.envs.TextEnv` and ``reset_mask``, bool ``(N,)``.
+    ``reset(seed=s)`` starts on problems 0, 1, …, N - 1 of seed s; a list of seeds gives each episode a stream of its own,
+    to which the options then go one by one. Options of ``reset`` are those of :class:`textenv.envs.TextEnv` and
+    ``reset_mask``, bool ``(N,)``: who is reset and, with a seed, seeded anew.
 
     With ``autoreset_mode="Disabled"`` an episode that is done stays so until it is reset: its actions are ignored, its
     reward is 0, and it goes on being ``terminated``.
@@ -53,23 +63,27 @@ class TextVectorEnv(gym.vector.VectorEnv[VectorObservation, Any, np.ndarray]):
         self.num_envs = episodes.num
         self.autoreset_mode = autoreset_mode
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": ["ansi"], "render_fps": 4}
+        check_render_mode(render_mode, ["ansi"])
         self.render_mode = render_mode
         self.single_observation_space = observation_space(episodes)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.single_action_space = action_space(episodes, self.level)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._streams = [ProblemStream(episodes.task, episodes.split)]
+        self._streams = [self._new_stream()] * self.num_envs  # who shares a stream takes turns
+
+    def _new_stream(self) -> ProblemStream:
+        return ProblemStream(self.episodes.task, self.episodes.split)
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[VectorObservation, dict[str, Any]]:
         options = dict(options or {})
         mask = options.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         self._check_mask(mask)
-        self._seed(seed)
         rows: list[int] = np.flatnonzero(mask).tolist()
+        self._seed(rows, seed)
         self._begin(rows, options)
-        return observe(self.episodes), self._merge(rows, (reset_info(self.episodes, n) for n in rows))
+        return observe(self.episodes), self._merge({n: reset_info(self.episodes, n) for n in rows})
 
     def _check_mask(self, mask: Any) -> None:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
@@ -78,78 +92,98 @@ class TextVectorEnv(gym.vector.VectorEnv[VectorObservation, Any, np.ndarray]):
                 f"got {mask!r}"
             )
 
-    def _seed(self, seed: int | Sequence[int] | None) -> None:
-        if seed is None and self._streams[0].seed is not None:
-            return
-        if seed is None or isinstance(seed, int | np.integer):
-            self._streams = self._streams[:1]
-            self._streams[0].start(int(self.np_random.integers(2**31)) if seed is None else int(seed))
-            return
-        if len(seed) != self.num_envs:
-            raise ValueError(f"a list of seeds needs one for each of the {self.num_envs} environments, got {len(seed)}")
-        self._streams = [ProblemStream(self.episodes.task, self.episodes.split) for _ in seed]
-        for stream, own in zip(self._streams, seed, strict=True):
-            stream.start(own)
+    def _seed(self, rows: Sequence[int], seed: int | Sequence[int | None] | None) -> None:
+        """Give ``rows`` a new stream in common, or one each; None leaves a stream as it is once it has a seed."""
+        if seed is None and self._streams[rows[0]].seed is None:
+            seed = int(self.np_random.integers(2**31))
+        if isinstance(seed, int | np.integer):
+            shared = self._new_stream()
+            shared.start(int(seed))
+            for n in rows:
+                self._streams[n] = shared
+        elif seed is not None:
+            self._seed_each(rows, seed)
+
+    def _seed_each(self, rows: Sequence[int], seeds: Sequence[int | None]) -> None:
+        if len(seeds) != self.num_envs:
+            raise ValueError(
+                f"a list of seeds needs one for each of the {self.num_envs} environments, got {len(seeds)}"
+            )
+        for n in rows:
+            own = seeds[n]
+            if own is None and self._streams[n].seed is None:
+                own = int(self.np_random.integers(2**31))
+            if own is not None:
+                self._streams[n] = self._new_stream()
+                self._streams[n].start(own)
 
     def _begin(self, rows: Sequence[int], options: Mapping[str, Any] | None = None) -> None:
-        if len(self._streams) == 1:
-            drawn = self._streams[0].take(len(rows), options)
+        streams = [self._streams[n] for n in rows]
+        if all(stream is streams[0] for stream in streams):
+            drawn = streams[0].take(len(rows), options)
         else:
-            drawn = [taken for n in rows for taken in self._streams[n].take(1, options)]
+            drawn = [taken for stream in streams for taken in stream.take(1, options)]
         self.episodes.begin(rows, [problem for problem, _ in drawn], [address for _, address in drawn])
 
     def step(self, actions: Any) -> tuple[VectorObservation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         episodes = self.episodes
+        if not episodes.length_N.any():
+            raise ValueError("no episode has begun; call reset() before the first step")
         before = episodes.done_N.copy()
         reward_N = self._advance(np.asarray(actions))
         terminated_N = episodes.done_N.copy()
         ended: list[int] = np.flatnonzero(terminated_N & ~before).tolist()
-        infos = self._merge(ended, (final_info(episodes, n) for n in ended))
+        told: dict[int, dict[str, Any]] = {n: final_info(episodes, n) for n in ended}
+        final: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and before.any():
-            self._begin(np.flatnonzero(before).tolist())
+            told |= self._begin_next(np.flatnonzero(before).tolist())
             terminated_N &= ~before
         elif self.autoreset_mode is AutoresetMode.SAME_STEP and ended:
-            infos = self._final(ended, infos)
-            self._begin(ended)
+            final = self._final(told)
+            told = self._begin_next(ended)
+        infos = {**final, **self._merge(told)}
         return observe(episodes), reward_N, terminated_N, np.zeros(self.num_envs, dtype=bool), infos
 
     def _advance(self, actions: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
-    def _final(self, ended: Sequence[int], infos: dict[str, Any]) -> dict[str, Any]:
+    def _begin_next(self, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+        self._begin(rows)
+        return {n: reset_info(self.episodes, n) for n in rows}
+
+    def _final(self, told: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         """The last observation and info of episodes about to be replaced, in Gymnasium's places for them."""
         observation = observe(self.episodes)
         final_obs = np.full(self.num_envs, None, dtype=object)
-        for n in ended:
+        for n in told:
             final_obs[n] = {name: array_N[n].copy() for name, array_N in observation.items()}
-        mask = np.isin(np.arange(self.num_envs), ended)
-        return {"final_obs": final_obs, "_final_obs": mask, "final_info": infos, "_final_info": mask.copy()}
+        return {
+            "final_obs": final_obs,
+            "_final_obs": self._mask(told),
+            "final_info": self._merge(told),
+            "_final_info": self._mask(told),
+        }
 
-    def _merge(self, rows: Sequence[int], infos: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """One info for all, in Gymnasium's shape: an array a key, and a mask ``_key`` of who has it.
-
-        Numbers stay float64; everything else is an object array, so that nothing is cast by the first value's type.
-        """
+    def _merge(self, infos: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+        """One info for all, from those of some rows, in Gymnasium's shape: a column a key, a mask ``_key`` of who has it."""
         merged: dict[str, Any] = {}
-        for n, info in zip(rows, infos, strict=True):
-            self._put(merged, info, n)
+        for key in dict.fromkeys(key for info in infos.values() for key in info):
+            values = {n: info[key] for n, info in infos.items() if key in info}
+            merged[key], merged[f"_{key}"] = self._column(values), self._mask(values)
         return merged
 
-    def _put(self, merged: dict[str, Any], info: Mapping[str, Any], n: int) -> None:
-        for key, value in info.items():
-            if key not in merged:
-                merged[key] = self._empty(value)
-                merged[f"_{key}"] = np.zeros(self.num_envs, dtype=bool)
-            if isinstance(value, dict) and isinstance(merged[key], dict):
-                self._put(merged[key], value, n)
-            else:
-                merged[key][n] = value
-            merged[f"_{key}"][n] = True
+    def _column(self, values: Mapping[int, Any]) -> Any:
+        """Floats stay float64; all else is an object array, so that nothing is cast to the first value's type."""
+        if all(isinstance(value, dict) for value in values.values()):
+            return self._merge(values)
+        floats = all(isinstance(value, float) for value in values.values())
+        column = np.zeros(self.num_envs) if floats else np.full(self.num_envs, None, dtype=object)
+        for n, value in values.items():
+            column[n] = value
+        return column
 
-    def _empty(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {}
-        return np.zeros(self.num_envs) if isinstance(value, float) else np.full(self.num_envs, None, dtype=object)
+    def _mask(self, rows: Iterable[int]) -> np.ndarray:
+        return np.isin(np.arange(self.num_envs), list(rows))
 
     def render(self) -> tuple[str, ...] | None:
         """``ansi``: every context as text."""
@@ -157,19 +191,24 @@ class TextVectorEnv(gym.vector.VectorEnv[VectorObservation, Any, np.ndarray]):
 
     def snapshot(self) -> list[Snapshot]:
         """One state for each episode; a single environment can restore any of them."""
-        streams = self._streams * (self.num_envs if len(self._streams) == 1 else 1)
         return [
-            {"episode": self.episodes.snapshot(n), "problems": stream.snapshot()} for n, stream in enumerate(streams)
+            {
+                "episode": self.episodes.snapshot(n),
+                "problems": stream.snapshot(),
+                "shared_with": next(first for first, other in enumerate(self._streams) if other is stream),
+            }
+            for n, stream in enumerate(self._streams)
         ]
 
     def restore(self, states: Sequence[Snapshot]) -> None:
         """Go back to ``states``, one for each episode."""
         if len(states) != self.num_envs:
             raise ValueError(f"restore needs a state for each of the {self.num_envs} episodes, got {len(states)}")
-        for n, state in enumerate(states):
-            self.episodes.restore(n, state["episode"])
-        for stream, state in zip(self._streams, states, strict=False):
+        streams = [self._new_stream() for _ in states]
+        self._streams = [streams[state.get("shared_with", n)] for n, state in enumerate(states)]
+        for n, (stream, state) in enumerate(zip(self._streams, states, strict=True)):
             stream.restore(state["problems"])
+            self.episodes.restore(n, state["episode"])
 
     def fork(self, state: Snapshot, n: int, seed: int) -> TextVectorEnv:
         """A new vector environment of ``n`` episodes that all go on from ``state``, each with its own randomness."""
@@ -178,6 +217,7 @@ class TextVectorEnv(gym.vector.VectorEnv[VectorObservation, Any, np.ndarray]):
             ours.task, n, tokenizer=ours.tokenizer, reward=ours.reward, vocab_size=ours.vocab_size, split=ours.split
         )
         child = type(self)(episodes, self.autoreset_mode, self.render_mode)
+        child.spec = self.spec
         for row in range(n):
             episodes.restore(row, state["episode"])
             episodes.episode_seeds[row] = (seed, row)
@@ -204,5 +244,7 @@ class SequenceVectorEnv(TextVectorEnv):
     level = "sequence"
 
     def _advance(self, actions: np.ndarray) -> np.ndarray:
+        if len(actions) != self.num_envs:
+            raise ValueError(f"step takes a completion for each of the {self.num_envs} episodes, got {len(actions)}")
         rows = self.episodes.running
         return self.episodes.extend([actions[n] for n in rows], rows)

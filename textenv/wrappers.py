@@ -104,11 +104,11 @@ class TextView(gym.Wrapper[str, str, Any, Any]):
         return self._episodes.text(0), info
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
-        tokenizer, budget = self._episodes.tokenizer, self._episodes.task.max_new_tokens
+        tokenizer, room = self._episodes.tokenizer, int(self._episodes.limit_N[0] - self._episodes.length_N[0])
         ids = tokenizer.encode(action)
-        tokens: Any = np.array([*ids, tokenizer.eos_ids[0]][:budget])
+        tokens: Any = np.array([*ids, tokenizer.eos_ids[0]][:room])
         _, reward, terminated, truncated, info = self.env.step(tokens)
-        ending = f"cut to the budget of {budget}" if len(ids) >= budget else "ended with an end-of-sequence token"
+        ending = f"cut at the {room} there is room for" if len(ids) >= room else "ended with an end-of-sequence token"
         view = f"{len(action)} characters encoded to {len(ids)} tokens, {ending}"
         return self._episodes.text(0), reward, terminated, truncated, {**info, "view": view}
 

@@ -53,7 +53,11 @@ class Evaluation:
 
 
 def evaluate(rollout: Rollout, episodes: int, *, temperature: float = 0.0, seed: int = 0) -> Evaluation:
-    """Play the first ``episodes`` problems of ``rollout``, one completion each; greedily by default."""
+    """Play the first ``episodes`` problems of ``rollout``, one completion each; greedily by default.
+
+    A dataset with fewer problems is played once: the same problem again would narrow the intervals without telling more.
+    """
+    episodes = min(episodes, rollout.task.size(rollout.split) or episodes)
     batches = []
     for index in range(0, episodes, EVAL_BATCH):
         prompts = min(EVAL_BATCH, episodes - index)

@@ -49,6 +49,7 @@ class Rollout:
     ) -> None:
         self.task, self.engine, self.policy = task, engine, policy
         self.reward = rewards.as_reward(task.reward if reward is None else reward)
+        self.split = split
         self.max_ungraded = max_ungraded
         self.reference, self.kl_beta = reference, kl_beta
         self._problems = ProblemStream(task, split)
@@ -67,7 +68,7 @@ class Rollout:
             tokenizer=self.policy.tokenizer,
             reward=self.reward,
             vocab_size=self.policy.vocab_size,
-            split=self._problems.split,
+            split=self.split,
         )
         drawn = self._problems.take(num, {"index": index, "repeat": group_size})
         episodes.begin(range(num), [problem for problem, _ in drawn], [address for _, address in drawn])

@@ -78,9 +78,11 @@ class Training:
     ) -> None:
         self._line.__exit__(kind, error, trace)
         self.seconds = time.monotonic() - self._started
+        self.run.close()
         if error is None:
             self.after = self._evaluate_once("after")
-        self.run.close()
+        else:
+            print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")
 
     def _evaluate_once(self, moment: str) -> Evaluation:
         """The evaluation before or after training; a resumed run reads the one it made then."""

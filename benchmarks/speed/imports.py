@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import tyro
 from rich.console import Console
@@ -28,7 +29,7 @@ def main(rounds: int = 11) -> None:
     """
     console = Console(width=110)
     console.print(machine())
-    times = medians({name: lambda code=code: seconds(lambda: run(code)) for name, code in PROGRAMS.items()}, rounds)
+    times = medians({name: partial(seconds, partial(run, code)) for name, code in PROGRAMS.items()}, rounds)
     table = Table("", "seconds", "target", "× bare python", "imports of " + ", ".join(HEAVY))
     for name, code in PROGRAMS.items():
         target = "" if name == "python" else f"{TARGET_SECONDS:g}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -52,9 +53,9 @@ def steps_table(num_envs: tuple[int, ...], context: int, rounds: int) -> Table:
         envs, trivial = make_envs(num, context), make_trivial(num, context)
         cost = medians(
             {
-                "native": lambda envs=envs: step_cost(envs, envs.episodes.step),
-                "public": lambda envs=envs: step_cost(envs, envs.step),
-                "sync": lambda trivial=trivial: step_cost(trivial, trivial.step),
+                "native": partial(step_cost, envs, envs.episodes.step),
+                "public": partial(step_cost, envs, envs.step),
+                "sync": partial(step_cost, trivial, trivial.step),
             },
             rounds,
         )
@@ -70,8 +71,8 @@ def contexts_table(num: int, contexts: tuple[int, ...], rounds: int) -> Table:
     measures: dict[str, Callable[[], float]] = {}
     for context in contexts:
         envs = make_envs(num, context)
-        measures[f"native {context}"] = lambda envs=envs: step_cost(envs, envs.episodes.step)
-        measures[f"public {context}"] = lambda envs=envs: step_cost(envs, envs.step)
+        measures[f"native {context}"] = partial(step_cost, envs, envs.episodes.step)
+        measures[f"public {context}"] = partial(step_cost, envs, envs.step)
     cost = medians(measures, rounds)
     for context in contexts:
         table.add_row(f"{context:,}", *_us(cost[f"native {context}"], cost[f"public {context}"]))
@@ -109,7 +110,7 @@ def make_trivial(num: int, context: int) -> gym.vector.SyncVectorEnv:
     return gym.vector.SyncVectorEnv([lambda: Trivial(context)] * num)
 
 
-class Trivial(gym.Env[np.ndarray, int]):
+class Trivial(gym.Env[np.ndarray, np.int64]):
     """Returns the same context whatever is done."""
 
     def __init__(self, context: int) -> None:
@@ -120,7 +121,7 @@ class Trivial(gym.Env[np.ndarray, int]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         return self.observation, {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         return self.observation, 0.0, False, False, {}
 
 

@@ -94,7 +94,7 @@ def test_the_advantage_of_an_ungraded_completion_is_zero():
         ("textenv/ProbeDelayedCopy-v0", "llama", 5e-3, 8000, 0.9),
         ("textenv/ProbeLength-v0", "llama", 1e-2, 1500, 0.95),
         # Rotary positions alone cannot tell the prompt "a" from the prompt and its answer "aa".
-        ("textenv/ProbeSubstring-v0", "gpt2", 5e-3, 8000, 0.9),
+        ("textenv/ProbeSubstring-v0", "gpt2", 2e-3, 4000, 0.95),
     ],
 )
 def test_it_learns_the_probes(fresh_model, config, task_id, family, lr, episodes, at_least):

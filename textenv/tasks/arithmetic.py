@@ -11,10 +11,10 @@ RESULTS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a
 
 
 class Arithmetic(Task):
-    """Add, subtract or multiply two whole numbers: ``12+34=`` wants ``46``, ``3-10=`` wants ``-7``.
+    """Add, subtract or multiply two whole numbers: ``12+34=`` wants ``46``, ``13-20=`` wants ``-7``.
 
     Args:
-        digits: the numbers are uniform in 0 … 10**digits - 1.
+        digits: how many digits each number has, the first of them not 0; single digits are 0 to 9.
         operators: any of ``+-*``, each as likely as the others.
 
     Raises:
@@ -33,9 +33,11 @@ class Arithmetic(Task):
         self.operators = operators
         # A product has 2·digits digits; then the end token, and some room for answers that are too long.
         self.max_new_tokens = 2 * digits + 4
-        self.max_tokens = 16 * digits
+        # Two numbers and an operator are short, but a chat template may stand around them.
+        self.max_tokens = 64 + 16 * digits
 
     def draw(self, rng: np.random.Generator) -> Problem:
-        a, b = rng.integers(10**self.digits, size=2).tolist()
+        smallest = 0 if self.digits == 1 else 10 ** (self.digits - 1)
+        a, b = rng.integers(smallest, 10**self.digits, size=2).tolist()
         operator = self.operators[rng.integers(len(self.operators))]
         return Problem(f"{a}{operator}{b}=", str(RESULTS[operator](a, b)))

@@ -1,0 +1,113 @@
+"""Small tasks whose every token can be worked out by hand, and what the tests of this floor share."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import textenv
+from rewards import Reward, Score, ungraded
+from textenv import Problem, Task
+from textenv.tokenizer import CharTokenizer
+
+LEVELS = ("token", "sequence")
+IDS = sorted(id for id in textenv.registry if id.startswith("textenv/"))
+ALPHABET = "abcdefghij;?!"
+EOS, STOP = 0, ALPHABET.index(";") + 1
+
+
+def options_of(id):
+    """What makes a registered id playable with what the package brings along."""
+    data = Path(textenv.tasks.__file__).parent / "data" / "word_problems.jsonl"
+    return {"data": data} if id == "textenv/GSM8K-v0" else {}
+
+
+def ids(text):
+    """Token ids; ``.`` is the end of sequence."""
+    return np.array([EOS if character == "." else ALPHABET.index(character) + 1 for character in text])
+
+
+class Letters(Task):
+    """Any letters; the reward is their number."""
+
+    max_new_tokens = 4
+    max_tokens = 10
+    stop = (";",)
+    holdout = 0.0
+
+    def tokenizer(self):
+        return CharTokenizer(ALPHABET)
+
+    def draw(self, rng):
+        return "".join(rng.choice(list("abc"), size=2)), "ref"
+
+    def reward(self, prompt, completion, reference):
+        return float(len(completion))
+
+
+class Dialogue(Letters):
+    """Replies ``?`` to whatever is said, three turns long, until somebody says ``b``."""
+
+    max_tokens = 12
+    turns = 3
+
+    def reply(self, transcript):
+        return None if "b" in transcript.completions[-1] else "?"
+
+
+class Dice(Letters):
+    """Replies a letter at random. The reward is the number of different letters heard so far."""
+
+    max_tokens = 24
+    turns = 4
+
+    def reply(self, transcript):
+        return ALPHABET[transcript.rng.integers(10)]
+
+
+class PerToken(Reward):
+    """Credits the tokens 0, 1, 2 … with their places; ``a`` as the first letter cannot be graded."""
+
+    def __call__(self, samples):
+        return [self._score(sample) for sample in samples]
+
+    def _score(self, sample):
+        if sample.completion.startswith("a"):
+            return ungraded("starts with a")
+        credit = tuple(float(i) for i in range(len(sample.tokens)))
+        return Score(sum(credit), {"length": float(len(credit))}, tokens=credit)
+
+
+@pytest.fixture
+def register():
+    """Registers a task for the length of a test."""
+    added = []
+
+    def add(id, *target, **options):
+        decorator = textenv.register(id, *target, **options)
+        added.append(id)
+        return decorator
+
+    yield add
+    for id in added:
+        textenv.registry.pop(id, None)
+        gym.registry.pop(id, None)
+
+
+@pytest.fixture
+def letters(register):
+    register("test/Letters-v0", Letters)
+    return "test/Letters-v0"
+
+
+@pytest.fixture
+def dialogue(register):
+    register("test/Dialogue-v0", Dialogue)
+    return "test/Dialogue-v0"
+
+
+@pytest.fixture
+def dice(register):
+    register("test/Dice-v0", Dice)
+    return "test/Dice-v0"

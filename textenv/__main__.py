@@ -1,0 +1,5 @@
+"""`python -m textenv` is `textenv`."""
+
+from textenv.cli import main
+
+main()
