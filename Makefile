@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow lint
 
 demo: $(READY)
-	$(VENV)/bin/textenv train grpo textenv/Arithmetic-v0
+	$(VENV)/bin/textenv train grpo textenv/Arithmetic-v0 --group-size 4 --prompts-per-step 64 --total-episodes 160000
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest

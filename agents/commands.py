@@ -38,7 +38,9 @@ def train(arguments: list[str]) -> None:
         return
     agent_class = _agent_class(arguments[0])
 
-    def command(env_id: Annotated[str, tyro.conf.Positional], /, config: Annotated[Any, tyro.conf.arg(name="")]) -> None:
+    def command(
+        env_id: Annotated[str, tyro.conf.Positional], /, config: Annotated[Any, tyro.conf.arg(name="")]
+    ) -> None:
         _show(agent_class(env_id, config))
 
     command.__annotations__["config"] = Annotated[agent_class.config_class, tyro.conf.arg(name="")]
@@ -81,10 +83,13 @@ def _show(agent: Agent) -> None:
     assert training is not None and training.after is not None
     console.print(_before_after(training))
     console.print(_samples_table(training.after))
-    console.print(f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n")
+    console.print(
+        f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n",
+        soft_wrap=True,
+    )
     console.print("What to try next:")
     for command in _next_steps(agent, training):
-        console.print(f"  {escape(command)}")
+        console.print(f"  {escape(command)}", soft_wrap=True)
 
 
 def _before_after(training: Training) -> Table:

@@ -43,7 +43,7 @@ def main(
     """
     runs = [learn(agent, env, seed, settings) for seed in seeds]
     console = Console(width=110)
-    console.print(machine())
+    print(machine())
     console.print(table(runs, f"{agent} on {env}, {runs[0].after.episodes} held-out problems, greedy"))
 
 

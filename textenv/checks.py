@@ -244,7 +244,12 @@ def _random_completion(episodes: Episodes, n: int, rng: np.random.Generator) -> 
 
 def _demonstration(episodes: Episodes, n: int) -> np.ndarray:
     shown = episodes.task.demonstrate(episodes.transcript(n)) or ""
-    return np.array([*episodes.tokenizer.encode(shown), episodes.tokenizer.eos_ids[0]])
+    try:
+        return np.array([*episodes.tokenizer.encode(shown), episodes.tokenizer.eos_ids[0]])
+    except ValueError as error:
+        raise CheckError(
+            f"demonstrate() must return text that can be written, or None for no answer: {error}"
+        ) from error
 
 
 def _empty(episodes: Episodes, n: int) -> np.ndarray:

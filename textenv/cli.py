@@ -23,7 +23,7 @@ HINTS = """
 
     textenv train grpo textenv/Arithmetic-v0        train the embedded model, in minutes, on a laptop
     textenv play textenv/GuessNumber-v0             answer in the terminal yourself
-    textenv check me/Mine-v0 --import my_module     what is right with your environment, and what to mend
+    textenv check me/Mine-v0 --import my_module     what to mend in an environment of yours
 """
 
 

@@ -81,9 +81,9 @@ def play(env_id: EnvId, /, *, seed: int = 0, options: Options = {}) -> None:  # 
     """
     env = TextView(make_env(env_id, **parse_options(options)))
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print("an empty line ends the game", style="dim")
     rewards: list[float] = []
     env.reset(seed=seed)
+    console.print("an empty line ends the game", style="dim")
     while (reward := _play_episode(env, console)) is not None:
         rewards.append(reward)
         env.reset()

@@ -212,7 +212,8 @@ class Episodes:
 
     def _kinds(self, tokens: np.ndarray) -> np.ndarray:
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.vocab_size):
-            raise ValueError(f"a token is an id from 0 to {self.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+            outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
+            raise ValueError(f"a token is an id from 0 to {self.vocab_size - 1}, got {outside}")
         kind = self._kind_V[tokens]
         if (kind == _REFUSED).any():
             raise ValueError(

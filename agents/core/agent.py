@@ -30,9 +30,6 @@ from textenv.registry import make_task
 from textenv.task import Task
 from textenv.tokenizer import Tokenizer, load_tokenizer
 
-SMALL_MODEL = 20_000_000
-"""Parameters below which more than one thread a tensor operation costs more than it saves."""
-
 
 class Agent:
     """Trains a policy on a registered environment.
@@ -199,8 +196,6 @@ def load_policy(env_id: str, task: Task, config: AgentConfig, checkpoint: Path |
             f"the model's context of {policy.max_context} tokens is smaller than the environment's max_tokens="
             f"{task.max_tokens}; lower max_tokens, or take a model with a longer context"
         )
-    if device.type == "cpu" and sum(p.numel() for p in policy.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(1)
     return policy
 
 

@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from textenv.tokenizer import Tokenizer
 
 
+SMALL_MODEL = 20_000_000
+"""Parameters below which more than one CPU thread a tensor operation costs more than it saves, up to twenty times more when
+the cores are busy otherwise."""
+
+
 class Policy(nn.Module):
     """A transformers causal LM with the tokenizer whose ids it speaks.
 
     Dropout is switched off for good, in modules and config, so that a token has one probability whether it is sampled,
     scored or trained on. The model stays in ``eval`` mode; gradients flow all the same.
+
+    For a small model torch is set to one CPU thread, in the whole process.
 
     Args:
         model: any causal LM of transformers.
@@ -46,6 +53,8 @@ class Policy(nn.Module):
                 f"{tokenizer.name!r} {tokenizer.vocab_size} ids; use the tokenizer saved with the model"
             )
         _silence_dropout(model)
+        if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
+            torch.set_num_threads(1)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_context: int | None = getattr(config, "max_position_embeddings", None)

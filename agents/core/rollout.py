@@ -149,12 +149,13 @@ def demonstrations(episodes: Episodes) -> Trajectories:
                 raise ValueError(
                     f"{task} has no demonstrations to learn from: give its problems text references, or write demonstrate()"
                 )
-            completions.append(np.array([*tokenizer.encode(shown), tokenizer.eos_ids[0]]))
-            if len(completions[-1]) > task.max_new_tokens:
+            ids = tokenizer.encode(shown)
+            if len(ids) > task.max_new_tokens:
                 raise ValueError(
-                    f"a demonstration of {task} is {len(completions[-1])} tokens long, its end token included, but "
-                    f"max_new_tokens is {task.max_new_tokens}; raise it: {shown[:60]!r}"
+                    f"a demonstration of {task} is {len(ids)} tokens long, but max_new_tokens is {task.max_new_tokens}; "
+                    f"raise it: {shown[:60]!r}"
                 )
+            completions.append(np.array([*ids, tokenizer.eos_ids[0]][: task.max_new_tokens]))
         episodes.extend(completions, rows)
     return from_episodes(episodes, np.zeros(episodes.tokens_NT.shape), np.arange(episodes.num))
 

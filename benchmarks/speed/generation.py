@@ -47,7 +47,7 @@ def main(rounds: int = 7, even: int = 64, uneven: int = 96, steps: int = 30, mod
     """
     torch.set_num_threads(1)
     console = Console(width=110)
-    console.print(machine())
+    print(machine())
     console.print(engines_table(rounds, even, uneven))
     console.print(grpo_table(model, steps))
 

@@ -28,7 +28,7 @@ def main(rounds: int = 11) -> None:
         rounds: processes started for each, in turns; the median is shown.
     """
     console = Console(width=110)
-    console.print(machine())
+    print(machine())
     times = medians({name: partial(seconds, partial(run, code)) for name, code in PROGRAMS.items()}, rounds)
     table = Table("", "seconds", "target", "× bare python", "imports of " + ", ".join(HEAVY))
     for name, code in PROGRAMS.items():

@@ -39,7 +39,7 @@ def main(rounds: int = 25, num_envs: tuple[int, ...] = (256, 1024), contexts: tu
         contexts: context sizes in tokens; the first one is that of every table but its own.
     """
     console = Console(width=110)
-    console.print(machine())
+    print(machine())
     console.print(steps_table(num_envs, contexts[0], rounds))
     console.print(contexts_table(num_envs[0], contexts, rounds))
     console.print(memory_table(num_envs, contexts))

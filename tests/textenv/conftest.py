@@ -8,7 +8,7 @@ import pytest
 
 import textenv
 from rewards import Reward, Score, ungraded
-from textenv import Problem, Task
+from textenv import Task
 from textenv.tokenizer import CharTokenizer
 
 LEVELS = ("token", "sequence")
@@ -41,6 +41,9 @@ class Letters(Task):
 
     def draw(self, rng):
         return "".join(rng.choice(list("abc"), size=2)), "ref"
+
+    def demonstrate(self, transcript):
+        return "cde"
 
     def reward(self, prompt, completion, reference):
         return float(len(completion))

@@ -82,11 +82,11 @@ class TryAgain(Task):
         >>> task = TryAgain(turns=3)
         >>> problem = task.problem(seed=0, split="train", index=0)
         >>> problem.prompt, problem.reference
-        ('85+63=', '148')
+        ('86+67=', '153')
         >>> from textenv.task import Finish
-        >>> task.reply(Transcript(problem, ("147",), (), Finish.EOS))
+        >>> task.reply(Transcript(problem, ("152",), (), Finish.EOS))
         '\\nWrong. Try again.\\n'
-        >>> task.reply(Transcript(problem, ("147", "148"), ("\\nWrong. Try again.\\n",), Finish.EOS)) is None
+        >>> task.reply(Transcript(problem, ("152", "153"), ("\\nWrong. Try again.\\n",), Finish.EOS)) is None
         True
     """
 
