@@ -80,7 +80,8 @@ def _show(agent: Agent) -> None:
     """Train, then tell what came of it."""
     console = Console(highlight=False)
     training = agent.learn().last_training
-    assert training is not None and training.after is not None
+    assert training is not None
+    assert training.after is not None
     console.print(_before_after(training))
     console.print(_samples_table(training.after))
     console.print(
@@ -94,7 +95,8 @@ def _show(agent: Agent) -> None:
 
 def _before_after(training: Training) -> Table:
     before, after = training.before, training.after
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     table = Table("", "before", "after", title=f"{after.episodes} held-out problems, greedy, with 95 % intervals")
     table.add_row("accuracy", before.accuracy_text(), f"[bold]{after.accuracy_text()}[/bold]")
     table.add_row("reward", before.reward_text(), after.reward_text())
@@ -115,8 +117,10 @@ def _samples_table(evaluation: Evaluation) -> Table:
 
 
 def _next_steps(agent: Agent, training: Training) -> list[str]:
+    from agents.core.agent import task_options
+
     run, env_id = training.run.folder, agent.env_id
-    options = " ".join(f"{name} {value}" for name, value in agent.config.env_options.items())
+    options = " ".join(f"{name} {value}" for name, value in task_options(agent.config).items())
     with_options = f" --options {options}" if options else ""
     return [
         f"textenv generate {env_id} --model {run} --prompts 4 --group-size 4{with_options}",

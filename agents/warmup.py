@@ -38,7 +38,7 @@ def embedded_policy(env_id: str, task: Task, tokenizer: Tokenizer, *, seed: int,
 
     A task without demonstrations gets the model with fresh weights.
     """
-    policy = Policy(build_tiny(tokenizer, seed), tokenizer).to(device)
+    policy = Policy(build_tiny(tokenizer, seed, max(1024, task.max_tokens)), tokenizer).to(device)
     if not _demonstrates(task):
         print(f"{env_id} has no demonstrations: the {TINY} model starts from fresh weights")
         return policy

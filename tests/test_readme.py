@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
+import rewards.registry
 import textenv
 from textenv.cli import main
 
@@ -31,6 +32,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("rewards.registry._targets", dict(rewards.registry._targets))
     known = set(textenv.registry)
     yield tmp_path
     sys.modules.pop("my_module", None)

@@ -231,12 +231,12 @@ def _random_answers(seed: int) -> Answer:
 def _random_completion(episodes: Episodes, n: int, rng: np.random.Generator) -> np.ndarray:
     """One of four kinds: any tokens, an early end, the whole budget without an end, a demonstration."""
     budget, tokenizer = episodes.task.max_new_tokens, episodes.tokenizer
-    allowed = np.flatnonzero(tokenizer.decodable_V)
-    ordinary = np.setdiff1d(allowed, [*tokenizer.eos_ids, *episodes.stop_ids])
+    ordinary = episodes.ordinary_ids
     kind = rng.integers(4)
     if kind == 3:
         return np.resize(_demonstration(episodes, n), budget)
-    completion = rng.choice(allowed if kind == 0 else ordinary, budget)
+    any_ids = np.array([*ordinary, *tokenizer.eos_ids, *episodes.stop_ids])
+    completion = rng.choice(any_ids if kind == 0 else ordinary, budget)
     if kind == 1:
         completion[rng.integers(min(3, budget))] = tokenizer.eos_ids[0]
     return completion

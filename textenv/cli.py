@@ -21,7 +21,7 @@ HINTS = """
 `--import MODULE` imports a module of yours first, so that the environments it registers are known.
 `--traceback` shows where an error came from.
 
-    textenv train grpo textenv/Arithmetic-v0        train the embedded model, in minutes, on a laptop
+    textenv train grpo textenv/Arithmetic-v0        train the embedded model in minutes, on a laptop
     textenv play textenv/GuessNumber-v0             answer in the terminal yourself
     textenv check me/Mine-v0 --import my_module     what to mend in an environment of yours
 """

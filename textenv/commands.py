@@ -156,6 +156,8 @@ def profile(
         episodes: how many to play, at least.
         options: options of the environment.
     """
+    if num_envs < 1 or episodes < 1:
+        raise ValueError(f"profile plays at least one episode, got num_envs={num_envs} and episodes={episodes}")
     rounds = range(-(-episodes // num_envs))
     costs = [_play_randomly(env_id, num_envs, parse_options(options), round) for round in rounds]
     table = Table("", "median cost", title=f"{env_id}, {num_envs} side by side, random tokens")
@@ -172,9 +174,6 @@ def _play_randomly(env_id: str, num_envs: int, options: dict[str, Any], round: i
     """Seconds for each episode begun, token stepped and completion ended, in one round of ``num_envs`` episodes."""
     envs = make_vector_env(env_id, num_envs, level="token", autoreset_mode="Disabled", **options)
     episodes = envs.episodes
-    ordinary = np.setdiff1d(
-        np.flatnonzero(episodes.tokenizer.decodable_V), [*episodes.tokenizer.eos_ids, *episodes.stop_ids]
-    )
     end_N = np.full(num_envs, episodes.tokenizer.eos_ids[0])
     rng = np.random.default_rng(round)
     seconds, count = dict.fromkeys(_COSTS, 0.0), dict.fromkeys(_COSTS, 0)
@@ -188,7 +187,7 @@ def _play_randomly(env_id: str, num_envs: int, options: dict[str, Any], round: i
     measure(_BEGIN, lambda: envs.reset(seed=round), num_envs)
     while running := len(episodes.running):
         room = int((episodes.limit_N - episodes.length_N)[episodes.running].min())
-        for action_N in rng.choice(ordinary, (room - 1, num_envs)):
+        for action_N in rng.choice(episodes.ordinary_ids, (room - 1, num_envs)):
             measure(_STEP, lambda action_N=action_N: envs.step(action_N), running)  # type: ignore[misc]
         measure(_END, lambda: envs.step(end_N), running)
     return {name: seconds[name] / count[name] for name in _COSTS if count[name]}

@@ -330,6 +330,11 @@ class Episodes:
         """The token ids that end a completion beside the end-of-sequence ones."""
         return tuple(np.flatnonzero(self._kind_V == Finish.STOP).tolist())
 
+    @property
+    def ordinary_ids(self) -> np.ndarray:
+        """The token ids that stand for text and end nothing."""
+        return np.flatnonzero(self._kind_V == _ORDINARY)
+
     # Branching ------------------------------------------------------------------------------------------------
 
     def snapshot(self, n: int) -> Snapshot:

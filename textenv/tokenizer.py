@@ -185,7 +185,15 @@ class TransformersTokenizer(Tokenizer):
         return [bos] if bos is not None and self._tokenizer.encode("a")[:1] == [bos] else []
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # templates refuse roles that their model does not know, system above all
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"the chat template of {self.name!r} refuses messages of the roles {roles}: {error}"
+            ) from error
 
 
 def _messages(prompt: str, system: str | None = None) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from agents.core.engines.base import Sampling
 from agents.core.engines.native import NativeEngine
 from agents.core.evaluate import Evaluation, evaluate
 from agents.core.learner import Learner
-from agents.core.models import load_model
+from agents.core.models import check_model_fits, load_model
 from agents.core.policy import Policy
 from agents.core.rollout import Rollout
 from agents.core.run import check_run_folder, checkpoints
@@ -72,7 +72,7 @@ class Agent:
             weight_decay=self.config.weight_decay,
             max_grad_norm=self.config.max_grad_norm,
             tokens_per_microbatch=self.config.tokens_per_microbatch,
-            temperature=getattr(self.config, "temperature", 1.0),
+            temperature=self.temperature,
         )
         self.last_training: Training | None = None
         self.start = 0
@@ -80,6 +80,11 @@ class Agent:
         for folder in checkpoint:
             self.learner.load(folder)
             self.start = int(folder.name)
+
+    @property
+    def temperature(self) -> float:
+        """At which completions are sampled, and tokens scored."""
+        return 1.0
 
     def learn(self, total_episodes: int | None = None) -> Self:
         """Train, keeping a run; see ``run_dir`` of the config.
@@ -188,15 +193,9 @@ def load_policy(env_id: str, task: Task, config: AgentConfig, checkpoint: Path |
     if tiny and checkpoint is None:
         from agents.warmup import embedded_policy
 
-        policy = embedded_policy(env_id, task, tokenizer, seed=config.seed, device=device)
-    else:
-        policy = load_model(source, tokenizer, device)
-    if policy.max_context is not None and policy.max_context < task.max_tokens:
-        raise ValueError(
-            f"the model's context of {policy.max_context} tokens is smaller than the environment's max_tokens="
-            f"{task.max_tokens}; lower max_tokens, or take a model with a longer context"
-        )
-    return policy
+        return embedded_policy(env_id, task, tokenizer, seed=config.seed, device=device)
+    check_model_fits(source, tokenizer, task.max_tokens)
+    return load_model(source, tokenizer, device)
 
 
 def check_task(task: Task, tokenizer: Tokenizer) -> None:

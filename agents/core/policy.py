@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from textenv.tokenizer import Tokenizer
 
-
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread a tensor operation costs more than it saves, up to twenty times more when
 the cores are busy otherwise."""

@@ -103,6 +103,10 @@ class GRPO(Agent):
     config_class = GRPOConfig
     config: GRPOConfig
 
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
     def learn(self, total_episodes: int | None = None) -> Self:
         config = self.config
         prompts, group = config.prompts_per_step, config.group_size
@@ -111,7 +115,7 @@ class GRPO(Agent):
         with self.training(total_episodes, prompts * group) as training:
             for step in training:
                 batch = rollout.collect(
-                    step * prompts, prompts, group, temperature=config.temperature, seed=(config.seed, step)
+                    step * prompts, prompts, group, temperature=self.temperature, seed=(config.seed, step)
                 ).to(self.policy.device)
                 advantage_B = group_advantages(batch.return_B, batch.group_B, config.scale_rewards).float()
                 training.log(batch, self._update(batch, advantage_B, reference, step))

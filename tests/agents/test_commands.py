@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -154,3 +155,17 @@ def test_a_reward_that_always_raises_stops_the_run_with_its_traceback(my_module,
     shown = capsys.readouterr().err
     assert "ungraded, more than max_ungraded=0.5" in shown
     assert "ZeroDivisionError" in shown
+
+
+def test_a_model_too_narrow_for_its_tokenizer_or_the_context_is_refused_before_it_loads(fresh_model, capsys, tmp_path):
+    model = Path(fresh_model("textenv/ProbeOneHot-v0"))
+    (model / "model.safetensors").unlink()  # so that loading it could only fail
+    described = json.loads((model / "config.json").read_text())
+    for changes, wanted in (
+        ({"vocab_size": 3}, "vocabulary of 3 is smaller than the 6 ids of the tokenizer"),
+        ({"max_position_embeddings": 8}, "context of 8 tokens is smaller than the environment's max_tokens=16"),
+    ):
+        (model / "config.json").write_text(json.dumps(described | changes))
+        with pytest.raises(SystemExit):
+            train(str(model))
+        assert wanted in capsys.readouterr().err

@@ -276,7 +276,7 @@ from agents.core import training
 from agents.grpo import GRPO, GRPOConfig
 
 config = GRPOConfig(model=sys.argv[1], run_dir=sys.argv[2], prompts_per_step=4, group_size=4, total_episodes=160,
-                    eval_episodes=8, checkpoint_every=3, learning_rate=1e-2)
+                    eval_episodes=8, checkpoint_every=3, learning_rate=1e-2, kl_loss_coef=0.1)
 log = training.Training.log
 
 def log_and_die(self, batch, metrics):
@@ -292,15 +292,16 @@ GRPO("textenv/ProbeDelayedCopy-v0", config).learn()
 @pytest.mark.parametrize("killed_after", [2, 5])
 def test_a_killed_run_ends_as_one_never_killed(fresh_model, tmp_path, killed_after):
     model = fresh_model("textenv/ProbeDelayedCopy-v0")
-    settings = dict(
-        model=model,
-        prompts_per_step=4,
-        group_size=4,
-        total_episodes=160,
-        eval_episodes=8,
-        checkpoint_every=3,
-        learning_rate=1e-2,
-    )
+    settings = {
+        "model": model,
+        "prompts_per_step": 4,
+        "group_size": 4,
+        "total_episodes": 160,
+        "eval_episodes": 8,
+        "checkpoint_every": 3,
+        "learning_rate": 1e-2,
+        "kl_loss_coef": 0.1,
+    }
     whole = tmp_path / "whole"
     expected = trained_weights(GRPO("textenv/ProbeDelayedCopy-v0", GRPOConfig(run_dir=str(whole), **settings)))
     killed = tmp_path / "killed"

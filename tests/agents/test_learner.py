@@ -94,7 +94,7 @@ def test_prompt_padding_and_reply_tokens_have_no_gradient(rolled):
 
 
 def test_every_token_that_was_sampled_has_gradient(rolled):
-    policy, batch, advantage_B = rolled
+    policy, batch, _advantage_B = rolled
     seen = []
 
     def loss(scored):
@@ -167,7 +167,7 @@ def test_a_step_climbs_what_has_positive_advantage(rolled):
 
 
 def test_the_optimiser_goes_on_exactly_where_it_was_saved(rolled, tmp_path):
-    policy, batch, advantage_B = rolled
+    policy, batch, _advantage_B = rolled
     learner = Learner(policy)
     learner.set_learning_rate(1e-3)
     step = partial(learner.step, batch, torch.arange(4), lambda scored: (-scored.logp_RT.sum(), {}))

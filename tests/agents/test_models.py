@@ -3,13 +3,13 @@ import sys
 
 import pytest
 import torch
-from tests.agents.conftest import make_model
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from agents.core.models import build_tiny, load_model
 from agents.core.policy import Policy
 from agents.core.sources import validate_model_source
+from tests.agents.conftest import make_model
 from textenv.tokenizer import CharTokenizer
 
 

@@ -3,7 +3,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from scipy.stats import chisquare
 from torch import nn
 from torch.testing import assert_close
@@ -14,6 +13,7 @@ from agents.core.engines import native
 from agents.core.engines.base import Sampling
 from agents.core.engines.native import NativeEngine
 from agents.core.policy import Policy
+from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from textenv.task import Finish
 from textenv.tokenizer import CharTokenizer
 

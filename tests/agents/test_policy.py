@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from agents.core.models import load_model
 from agents.core.policy import Policy
+from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from textenv.tokenizer import CharTokenizer
 
 ROWS = [("12+3=", "15", True), ("7+7=", "14", False), ("0+1+2+3=", "6", True)]  # prompt, answer, ends itself

@@ -69,7 +69,8 @@ def test_the_members_of_a_group_share_problem_and_number_and_differ_in_their_sam
 def test_a_rollout_is_a_function_of_its_numbers():
     rollout, _ = make_rollout()
     first, again, other = (rollout.collect(3, 4, 4, temperature=1.0, seed=(7, s)) for s in (0, 0, 1))
-    assert torch.equal(first.tokens_BT, again.tokens_BT) and torch.equal(first.logp_BT, again.logp_BT)
+    assert torch.equal(first.tokens_BT, again.tokens_BT)
+    assert torch.equal(first.logp_BT, again.logp_BT)
     assert first.tokens_BT.shape != other.tokens_BT.shape or not torch.equal(first.tokens_BT, other.tokens_BT)
 
 
@@ -119,7 +120,7 @@ def test_too_many_ungraded_samples_stop_with_the_first_traceback():
 
 
 def test_the_kl_penalty_takes_beta_times_the_log_ratio_off_each_token():
-    rollout, policy = make_rollout()
+    rollout, _policy = make_rollout()
     plain = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
     _, reference = make_rollout()
     with torch.no_grad():

@@ -79,6 +79,7 @@ def test_every_command_has_help(capsys, command):
         (["play", "textenv/Copy-v0", "--seed", "-1"], "a seed is a whole number from 0 on, got -1"),
         (["play", "textenv/Copy-v0", "--options", "max_length", "x"], "max_length must be a whole number"),
         (["list", "--import", "no_such_module"], "no module 'no_such_module' in this folder or on the Python path"),
+        (["profile", "textenv/Copy-v0", "--num-envs", "0"], "profile plays at least one episode, got num_envs=0"),
         (["list", "--import"], "--import needs the name of a module"),
     ],
 )  # fmt: skip

@@ -340,6 +340,7 @@ def test_the_vocabulary_may_be_wider_than_the_tokenizer_but_not_narrower():
     with pytest.raises(ValueError, match=r"a vocabulary of 13 is smaller than the ids of the tokenizer .* up to 13"):
         Episodes(Letters(), 1, vocab_size=13)
     assert episodes.stop_ids == (STOP,)
+    assert episodes.ordinary_ids.tolist() == sorted({*range(14)} - {EOS, STOP})
 
 
 # Scores and credit ------------------------------------------------------------------------------------------------

@@ -176,6 +176,16 @@ def test_a_prompt_has_one_beginning_at_most(adds_bos):
     )
 
 
+def test_a_template_that_knows_no_system_message_says_so():
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    tokenizer = TransformersTokenizer(byte_level(template))
+    assert tokenizer.encode_prompt("the fox")
+    with pytest.raises(
+        ValueError, match="template of 'small' refuses messages of the roles system, user: no system role"
+    ):
+        tokenizer.encode_prompt("the fox", "in turns")
+
+
 # Turns ------------------------------------------------------------------------------------------------------------
 
 
