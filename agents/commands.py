@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from agents.core.training import Training
 
 GROUP = "textenv.agents"
+LONGEST_CELL = 300
 
 
 def train(arguments: list[str]) -> None:
@@ -112,15 +114,20 @@ def _samples_table(evaluation: Evaluation) -> Table:
     for sample in evaluation.samples:
         reward = "ungraded" if sample["reward"] is None else f"{sample['reward']:g}"
         answer = " | ".join(sample["completions"])
-        table.add_row(*map(escape, (sample["prompt"], answer, str(sample["reference"]), reward, sample["finish"])))
+        cells = (_shortened(sample["prompt"]), _shortened(answer), str(sample["reference"]), reward, sample["finish"])
+        table.add_row(*map(escape, cells))
     return table
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
 
 
 def _next_steps(agent: Agent, training: Training) -> list[str]:
     from agents.core.agent import task_options
 
     run, env_id = training.run.folder, agent.env_id
-    options = " ".join(f"{name} {value}" for name, value in task_options(agent.config).items())
+    options = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in task_options(agent.config).items())
     with_options = f" --options {options}" if options else ""
     return [
         f"textenv generate {env_id} --model {run} --prompts 4 --group-size 4{with_options}",

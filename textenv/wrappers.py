@@ -106,7 +106,7 @@ class TextView(gym.Wrapper[str, str, Any, Any]):
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         tokenizer, room = self._episodes.tokenizer, int(self._episodes.limit_N[0] - self._episodes.length_N[0])
         ids = tokenizer.encode(action)
-        tokens: Any = np.array([*ids, tokenizer.eos_ids[0]][:room])
+        tokens: Any = np.array([*ids, tokenizer.eos_ids[0]])  # what exceeds the room is not looked at
         _, reward, terminated, truncated, info = self.env.step(tokens)
         ending = f"cut at the {room} there is room for" if len(ids) >= room else "ended with an end-of-sequence token"
         view = f"{len(action)} characters encoded to {len(ids)} tokens, {ending}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from agents.core.policy import Policy
+from agents.core.policy import Policy, no_progress_bar
 from agents.core.sources import validate_model_source
 from textenv.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,9 +32,10 @@ def load_model(
     """
     source = validate_model_source(source)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-        )
+        with no_progress_bar():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"no causal language model at {source!r}: {str(error).splitlines()[0]}") from error
     return Policy(model.to(device), tokenizer or load_tokenizer(source))

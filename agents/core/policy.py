@@ -133,14 +133,14 @@ class Policy(nn.Module):
         from transformers import GenerationConfig
 
         self.model.generation_config = GenerationConfig(eos_token_id=list(self.tokenizer.eos_ids))
-        with _no_progress_bar():
+        with no_progress_bar():
             self.model.save_pretrained(folder)
         self.tokenizer.to_transformers().save_pretrained(folder)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every file it writes, across the line that shows training."""
+def no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every file it reads or writes, across the line that shows training."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -14,7 +14,8 @@ from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories, from_episodes
 from textenv.episodes import Episodes
 from textenv.problems import ProblemStream
-from textenv.task import Task
+from textenv.task import Task, Transcript
+from textenv.tokenizer import Tokenizer
 from textenv.wrappers import kl_penalty
 
 
@@ -137,27 +138,33 @@ def demonstrations(episodes: Episodes) -> Trajectories:
     """Play begun episodes with what their task demonstrates. Behaviour log-probabilities are 0: nobody sampled.
 
     Raises:
-        ValueError: the task demonstrates nothing, or something longer than its own budget.
+        ValueError: see :func:`encode_demonstration`.
     """
-    task, tokenizer = episodes.task, episodes.tokenizer
     while not episodes.done_N.all():
         rows = episodes.running
-        completions = []
-        for n in rows:
-            shown = task.demonstrate(episodes.transcript(n))
-            if shown is None:
-                raise ValueError(
-                    f"{task} has no demonstrations to learn from: give its problems text references, or write demonstrate()"
-                )
-            ids = tokenizer.encode(shown)
-            if len(ids) > task.max_new_tokens:
-                raise ValueError(
-                    f"a demonstration of {task} is {len(ids)} tokens long, but max_new_tokens is {task.max_new_tokens}; "
-                    f"raise it: {shown[:60]!r}"
-                )
-            completions.append(np.array([*ids, tokenizer.eos_ids[0]][: task.max_new_tokens]))
-        episodes.extend(completions, rows)
+        shown = [encode_demonstration(episodes.task, episodes.tokenizer, episodes.transcript(n)) for n in rows]
+        episodes.extend(shown, rows)
     return from_episodes(episodes, np.zeros(episodes.tokens_NT.shape), np.arange(episodes.num))
+
+
+def encode_demonstration(task: Task, tokenizer: Tokenizer, transcript: Transcript) -> np.ndarray:
+    """The tokens of what the task would say next, ended unless they fill the whole budget.
+
+    Raises:
+        ValueError: the task demonstrates nothing, or something longer than its own budget.
+    """
+    shown = task.demonstrate(transcript)
+    if shown is None:
+        raise ValueError(
+            f"{task} has no demonstrations to learn from: give its problems text references, or write demonstrate()"
+        )
+    ids = tokenizer.encode(shown)
+    if len(ids) > task.max_new_tokens:
+        raise ValueError(
+            f"a demonstration of {task} is {len(ids)} tokens long, but max_new_tokens is {task.max_new_tokens}; "
+            f"raise it: {shown[:60]!r}"
+        )
+    return np.array([*ids, tokenizer.eos_ids[0]][: task.max_new_tokens])
 
 
 def check_graded(episodes: Episodes, max_ungraded: float) -> None:

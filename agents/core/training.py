@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agents.core.evaluate import Evaluation
 from agents.core.progress import LiveLine
 from agents.core.run import Run
-from agents.core.trajectories import Trajectories, summary
+from agents.core.trajectories import Trajectories
 
 if TYPE_CHECKING:
     from agents.core.agent import Agent
@@ -63,10 +63,9 @@ class Training:
     def log(self, batch: Trajectories, metrics: Mapping[str, float]) -> None:
         """Close a step: show it, keep its metrics and episodes, and leave a checkpoint if one is due."""
         seconds = time.monotonic() - self._step_started
-        rolled = summary(batch)
         done = (self.step + 1) * self.episodes_per_step
-        new_tokens = rolled["new_tokens_mean"] * len(batch)
-        line = {**rolled, **metrics, "episodes": done, "seconds": seconds, "tokens_per_second": new_tokens / seconds}
+        speed = int(batch.sampled_BT.sum()) / seconds
+        line = {**metrics, "episodes": done, "seconds": seconds, "tokens_per_second": speed}
         self.run.log(self.step + 1, line)
         self.run.log_rollout(self.step + 1, batch)
         self._line.update(done, line)

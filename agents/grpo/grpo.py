@@ -30,7 +30,7 @@ from agents.core.losses import (
     count_denominators,
 )
 from agents.core.policy import Policy
-from agents.core.trajectories import Trajectories
+from agents.core.trajectories import Trajectories, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class GRPO(Agent):
                     step * prompts, prompts, group, temperature=self.temperature, seed=(config.seed, step)
                 ).to(self.policy.device)
                 advantage_B = group_advantages(batch.return_B, batch.group_B, config.scale_rewards).float()
-                training.log(batch, self._update(batch, advantage_B, reference, step))
+                training.log(batch, summary(batch) | self._update(batch, advantage_B, reference, step))
         return self
 
     def _update(

@@ -16,8 +16,10 @@ from agents.core.agent import Agent
 from agents.core.config import AgentConfig
 from agents.core.learner import Learner, Scored
 from agents.core.losses import aggregate, count_denominators
-from agents.core.rollout import demonstrations
+from agents.core.rollout import demonstrations, encode_demonstration
 from agents.core.trajectories import Trajectories
+from textenv.task import Finish, Task, Transcript
+from textenv.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,23 @@ class SFT(Agent):
     def learn(self, total_episodes: int | None = None) -> Self:
         prompts = self.config.prompts_per_step
         rollout = self.rollout()
+        check_demonstrations(self.task, self.policy.tokenizer)
         with self.training(total_episodes, prompts) as training:
             for step in training:
                 batch = demonstrations(rollout.begin(step * prompts, prompts)).to(self.policy.device)
                 metrics = sft_step(self.learner, batch, torch.arange(prompts, device=self.policy.device))
                 training.log(batch, metrics)
         return self
+
+
+def check_demonstrations(task: Task, tokenizer: Tokenizer) -> None:
+    """Refuse what cannot be learned from, before anything slow starts.
+
+    Raises:
+        ValueError: a problem that the task can preview is demonstrated by nothing, or by too much for its budget.
+    """
+    for problem in task.preview("train"):
+        encode_demonstration(task, tokenizer, Transcript(problem, (), (), Finish.NONE))
 
 
 def sft_step(learner: Learner, batch: Trajectories, rows: Tensor) -> dict[str, float]:

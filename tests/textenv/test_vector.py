@@ -90,7 +90,7 @@ def test_masked_resets_seed_only_whom_they_reset(letters, level):
         steps = [
             lambda envs: envs.reset(seed=[1, 2, 3]),
             lambda envs: envs.reset(seed=[7, 8, 9], options={"reset_mask": mask.copy(), **options}),  # noqa: B023
-            lambda envs: envs.reset(seed=[None, 5, None]),
+            lambda envs: envs.reset(seed=[None, None, 5]),
             lambda envs: envs.reset(),
         ]
         for step in steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from textenv.task import Problem, Task
-from textenv.tasks.options import check_whole
+from textenv.tasks.options import TEMPLATE_ROOM, check_whole
 
 RESULTS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
@@ -33,8 +33,7 @@ class Arithmetic(Task):
         self.operators = operators
         # A product has 2·digits digits; then the end token, and some room for answers that are too long.
         self.max_new_tokens = 2 * digits + 4
-        # Two numbers and an operator are short, but a chat template may stand around them.
-        self.max_tokens = 64 + 16 * digits
+        self.max_tokens = TEMPLATE_ROOM + 16 * digits
 
     def draw(self, rng: np.random.Generator) -> Problem:
         smallest = 0 if self.digits == 1 else 10 ** (self.digits - 1)

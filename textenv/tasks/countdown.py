@@ -15,7 +15,7 @@ import numpy as np
 from rewards import Score
 from rewards.verifiers.base import Verifier, unreadable, verdict
 from textenv.task import Problem, Task, Transcript
-from textenv.tasks.options import check_whole
+from textenv.tasks.options import TEMPLATE_ROOM, check_whole
 
 LARGEST_TARGET = 999
 LONGEST_ANSWER = 100
@@ -116,7 +116,7 @@ class Countdown(Task):
     """
 
     reward = CountdownReward()
-    max_tokens = 192
+    max_tokens = TEMPLATE_ROOM + 192
 
     def __init__(self, numbers: int = 4, largest: int = 25) -> None:
         check_whole("numbers", numbers, 2, 6)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from textenv.task import Problem, Task, Transcript
-from textenv.tasks.options import check_whole
+from textenv.tasks.options import TEMPLATE_ROOM, TURN_ROOM, check_whole
 
 HIGHER, LOWER, UNREADABLE = "\nhigher\n", "\nlower\n", "\nnot a number\n"
 
@@ -41,7 +41,7 @@ class GuessNumber(Task):
         self.turns = turns
         self.prompt = f"Find the number from 1 to {high}. You have {turns} guesses.\n"
         self.max_new_tokens = len(str(high)) + 2
-        self.max_tokens = len(self.prompt) + turns * (self.max_new_tokens + len(UNREADABLE))
+        self.max_tokens = TEMPLATE_ROOM + len(self.prompt) + turns * (TURN_ROOM + self.max_new_tokens + len(UNREADABLE))
 
     def draw(self, rng: np.random.Generator) -> Problem:
         return Problem(self.prompt, str(rng.integers(1, self.high + 1)))

@@ -1,6 +1,11 @@
-"""Checks that the tasks' constructors share."""
+"""What the tasks' constructors share."""
 
 from __future__ import annotations
+
+TEMPLATE_ROOM = 64
+"""Tokens kept free for what a chat template may put around a prompt; a task sizes its context in characters."""
+TURN_ROOM = 24
+"""The same for each further turn."""
 
 
 def check_whole(name: str, value: int, low: int, high: int) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from textenv.task import Problem, Task
-from textenv.tasks.options import check_whole
+from textenv.tasks.options import TEMPLATE_ROOM, check_whole
 
 LETTERS = "abcdefgh"
 
@@ -32,7 +32,7 @@ class StringTask(Task):
         self.max_length = max_length
         # The end token, and some room for answers that are too long.
         self.max_new_tokens = max_length + 3
-        self.max_tokens = 32 + 2 * max_length
+        self.max_tokens = TEMPLATE_ROOM + 32 + 2 * max_length
 
     def rewrite(self, word: str) -> str:
         """The right answer."""

@@ -11,7 +11,7 @@ import rewards
 from rewards import Reward, Sample, Score, ungraded
 from textenv.registry import make_task
 from textenv.task import Problem, Task, Transcript
-from textenv.tasks.options import check_whole
+from textenv.tasks.options import TURN_ROOM, check_whole
 from textenv.tokenizer import Tokenizer
 
 FEEDBACK = "\nWrong. Try again.\n"
@@ -105,7 +105,7 @@ class TryAgain(Task):
         self.inner_reward = rewards.as_reward(self.inner.reward)
         self.reward = TryAgainReward(self.inner_reward, decay, repetition)
         self.max_new_tokens = self.inner.max_new_tokens
-        self.max_tokens = self.inner.max_tokens + (turns - 1) * (self.max_new_tokens + len(FEEDBACK))
+        self.max_tokens = self.inner.max_tokens + (turns - 1) * (TURN_ROOM + self.max_new_tokens + len(FEEDBACK))
         self.stop = self.inner.stop
         self.system = self.inner.system
         self.licence = self.inner.licence
