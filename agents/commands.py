@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from textenv.commands import Options, parse_options
+from textenv.commands import EnvId, Options, parse_options
 from textenv.registry import make_task
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def train(arguments: list[str]) -> None:
         return
     agent_class = _agent_class(arguments[0])
 
-    def command(
-        env_id: Annotated[str, tyro.conf.Positional], /, config: Annotated[Any, tyro.conf.arg(name="")]
-    ) -> None:
+    def command(env_id: EnvId, /, config: Annotated[Any, tyro.conf.arg(name="")]) -> None:
         _show(agent_class(env_id, config))
 
     command.__annotations__["config"] = Annotated[agent_class.config_class, tyro.conf.arg(name="")]
@@ -138,7 +136,7 @@ def _next_steps(agent: Agent, training: Training) -> list[str]:
 
 
 def evaluate(
-    env_id: Annotated[str, tyro.conf.Positional],
+    env_id: EnvId,
     /,
     *,
     model: str,
@@ -182,7 +180,7 @@ def evaluate(
 
 
 def generate(
-    env_id: Annotated[str, tyro.conf.Positional],
+    env_id: EnvId,
     /,
     *,
     model: str,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 TINY = "tiny"
 
@@ -18,7 +20,7 @@ class AgentConfig:
 
     model: str = TINY
     """A transformers folder, a hub name, or "tiny": a model of a million parameters made on the spot."""
-    env_options: dict[str, str] = field(default_factory=dict)
+    env_options: Annotated[dict[str, str], tyro.conf.arg(metavar="NAME VALUE ...")] = field(default_factory=dict)
     """Options of the environment, e.g. digits 3 operators +-."""
     reward: str | None = None
     """What scores the episodes; default the task's own reward."""
@@ -66,6 +68,7 @@ class AgentConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup_steps", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        require(self.seed < 2**32, "seed", "below 2**32", self.seed)
         require(self.max_grad_norm > 0, "max_grad_norm", "more than 0", self.max_grad_norm)
         require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate
