@@ -16,7 +16,7 @@ LOG_EVERY_SECONDS = 10.0
 SHOWN = (
     ("reward", "reward {:.3f}"),
     ("accuracy", "accuracy {:.1%}"),
-    ("loss", "loss {:.3f}"),
+    ("nll", "nll {:.3f}"),
     ("kl", "kl {:.3f}"),
     ("entropy", "entropy {:.3f}"),
     ("new_tokens_mean", "length {:.1f}"),
@@ -51,7 +51,7 @@ class LiveLine:
 
     def update(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show how much is done and the metrics that people look at."""
-        line = f"{self.title}  {done:,}/{self.total:,}  {self._describe(metrics)}  {self._time_left(done)}"
+        line = f"{self.title}  {done:,}/{self.total:,}{self._time_left(done)}  {self._describe(metrics)}"
         if self.console.is_terminal:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS or done >= self.total:
@@ -69,4 +69,4 @@ class LiveLine:
             return ""
         seconds = time.monotonic() - self._started
         left = seconds * (self.total - done) / max(1, done - self._done_at_start)
-        return f"{int(left) // 60}:{int(left) % 60:02d} left"
+        return f"  {int(left) // 60}:{int(left) % 60:02d} left"

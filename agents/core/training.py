@@ -32,7 +32,7 @@ class Training:
                 ...
                 training.log(batch, metrics)
 
-    Each step has set the learning rate; each logged step is on disk. ``result`` holds the evaluations afterwards.
+    Each step has its learning rate set; each logged step is on disk. ``before`` and ``after`` hold the evaluations.
     """
 
     def __init__(self, agent: Agent, steps: int, episodes_per_step: int) -> None:

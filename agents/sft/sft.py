@@ -67,6 +67,7 @@ def sft_step(learner: Learner, batch: Trajectories, rows: Tensor) -> dict[str, f
     denominators = count_denominators(batch.sampled_BT[rows], max_new_tokens=1)
 
     def loss(scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
-        return aggregate(-scored.logp_RT, scored.sampled_RT, "token_mean", denominators), {}
+        nll = aggregate(-scored.logp_RT, scored.sampled_RT, "token_mean", denominators)
+        return nll, {"nll": nll.detach()}
 
     return learner.step(batch, rows, loss)
