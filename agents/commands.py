@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import shlex
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from textenv.cli import import_module, imported
 from textenv.commands import EnvId, Options, parse_options
 from textenv.registry import make_task
 
@@ -36,7 +38,7 @@ def train(arguments: list[str]) -> None:
         _show(_resume(arguments[1:]))
         return
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{train.__doc__}\nagents: {', '.join(sorted(_agents()))}")
+        print(f"{inspect.cleandoc(train.__doc__ or '')}\n\nagents: {', '.join(sorted(_agents()))}")
         return
     agent_class = _agent_class(arguments[0])
 
@@ -71,6 +73,8 @@ def _resume(arguments: list[str]) -> Agent:
         raise ValueError("--resume takes the folder of a run and nothing else: its settings are kept there")
     check_run_folder(arguments[0], resume=True)
     described = read_config(arguments[0])
+    for module in described["imports"]:
+        import_module(module)
     agent_class = _agent_class(described["agent"])
     config = agent_class.config_class(**described["settings"], run_dir=arguments[0])
     return agent_class(described["env"], config, resume=True)
@@ -88,6 +92,11 @@ def _show(agent: Agent) -> None:
         f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n",
         soft_wrap=True,
     )
+    if not training.taught:
+        console.print(
+            "[bold]Nothing was learned:[/bold] in no step did the rewards of a group differ. "
+            f"See what is answered and earned: textenv generate {agent.env_id} --model {escape(str(training.run.folder))}\n"
+        )
     console.print("What to try next:")
     for command in _next_steps(agent, training):
         console.print(f"  {escape(command)}", soft_wrap=True)
@@ -118,6 +127,7 @@ def _samples_table(evaluation: Evaluation) -> Table:
 
 
 def _shortened(text: str) -> str:
+    text = text.strip()
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
 
 
@@ -127,6 +137,7 @@ def _next_steps(agent: Agent, training: Training) -> list[str]:
     run, env_id = training.run.folder, agent.env_id
     options = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in task_options(agent.config).items())
     with_options = f" --options {options}" if options else ""
+    with_options += "".join(f" --import {module}" for module in imported)
     return [
         f"textenv generate {env_id} --model {run} --prompts 4 --group-size 4{with_options}",
         f"textenv evaluate {env_id} --model {run} --episodes 2000{with_options}",
@@ -166,7 +177,9 @@ def evaluate(
     rollout = _rollout(env_id, model, device, seed, split, options)
     evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
     how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
-    table = Table("", "", title=f"{env_id}, {episodes} problems of {split}, {how}, with 95 % intervals")
+    table = Table(
+        show_header=False, title=f"{env_id}, {evaluation.episodes} problems of {split}, {how}, with 95 % intervals"
+    )
     table.add_row("accuracy", evaluation.accuracy_text())
     table.add_row("reward", evaluation.reward_text())
     table.add_row("tokens an answer", f"{evaluation.new_tokens:.1f}")
@@ -219,19 +232,23 @@ def generate(
     for row in episode_rows(batch):
         reward = "ungraded" if row["return"] is None else f"{row['return']:g}"
         answer = " | ".join(row["completions"])
-        table.add_row(*map(escape, (row["prompt"], answer, str(row["reference"]), reward, row["finish"])))
+        cells = (_shortened(row["prompt"]), _shortened(answer), str(row["reference"]), reward, row["finish"])
+        table.add_row(*map(escape, cells))
     Console(highlight=False).print(table)
 
 
 def _rollout(env_id: str, model: str, device: str, seed: int, split: str, options: dict[str, str]) -> Any:
     """A rollout of a saved model; the environment is checked before the model loads."""
     from agents.core.agent import check_task, pick_device
+    from agents.core.config import TINY
     from agents.core.engines.native import NativeEngine
     from agents.core.models import load_model
     from agents.core.rollout import Rollout
     from agents.core.sources import find_model, validate_model_source
     from textenv.tokenizer import load_tokenizer
 
+    if model == TINY:
+        raise ValueError(f'the model "{TINY}" is made when training starts; give the folder of a run instead')
     task = make_task(env_id, **parse_options(options))
     source = find_model(model)
     validate_model_source(source)

@@ -28,7 +28,7 @@ ENOUGH = 0.4
 """Greedy accuracy on training problems at which the warm-up ends: plenty right, plenty left to learn."""
 MAX_STEPS = 500
 BATCH = 64
-PROBE_EVERY, PROBES = 10, 256
+PROBE_EVERY, PROBES = 5, 256
 LEARNING_RATE, RISE_STEPS = 1e-3, 20
 AVERAGE_DECAY = 0.97
 

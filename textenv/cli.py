@@ -27,6 +27,10 @@ HINTS = """
 """
 
 
+imported: list[str] = []
+"""Modules that `--import` brought in, for a run to remember and for commands that it suggests."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run `textenv` with ``argv``. Errors that a user can mend are one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if show_traceback:
             raise
-        _fail(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
 
@@ -65,16 +69,26 @@ def _import_modules(arguments: list[str]) -> None:
         at = arguments.index("--import")
         if at + 1 == len(arguments):
             _fail("--import needs the name of a module")
-        module = arguments[at + 1].removesuffix(".py")
+        import_module(arguments[at + 1].removesuffix(".py"))
         del arguments[at : at + 2]
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            _fail(f"--import: no module {module!r} in this folder or on the Python path")
+
+
+def import_module(module: str) -> None:
+    """Import a user's module, from the working folder or the path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"--import: no module {module!r} in this folder or on the Python path") from error
+    if module not in imported:
+        imported.append(module)
 
 
 def _print_map(commands: dict[str, EntryPoint]) -> None:

@@ -101,7 +101,7 @@ def _play_episode(env: TextView, console: Console) -> float | None:
         if terminated:
             worth = f"{reward:g}" if not info["ungraded"] else f"ungraded: {info['error'].strip().splitlines()[-1]}"
             cut = "" if info["finish"] in ("eos", "stop") else f" ({info['finish']})"
-            console.print(f"{worth}{cut}, reference {info['reference']!r}", style="bold")
+            console.print(f"reward {worth}{cut}, reference {info['reference']!r}", style="bold")
             return math.nan if info["ungraded"] else reward
         console.print(episodes.replies[0][-1], end=" ")
     return None

@@ -60,6 +60,8 @@ class DatasetTask(Task):
         self.prompt = prompt
         self.answer = answer
         self.eval_data = eval_data
+        if type(self) is DatasetTask:
+            self.__doc__ = f"The rows of {Path(data).name}."
 
     def read_row(self, row: Mapping[str, Any]) -> Problem | tuple[str, Any]:
         """The problem in a row, whose prompt and answer fields are sure to hold text. A subclass may read more.

@@ -21,8 +21,8 @@ from agents.core.learner import Learner
 from agents.core.models import check_model_fits, load_model
 from agents.core.policy import Policy
 from agents.core.rollout import Rollout
-from agents.core.run import check_run_folder, checkpoints
-from agents.core.sources import find_model, validate_model_source
+from agents.core.run import check_run_folder
+from agents.core.sources import checkpoints, find_model, validate_model_source
 from agents.core.training import Training
 from textenv.commands import parse_options
 from textenv.episodes import Episodes

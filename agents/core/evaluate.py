@@ -25,7 +25,7 @@ class Evaluation:
     Attributes:
         episodes: how many were played; ``ungraded`` of them could not be graded and count nowhere else.
         accuracy, accuracy_low, accuracy_high: share correct and its 95 % Wilson interval.
-        reward, reward_low, reward_high: mean return and its 95 % interval by Student's t.
+        reward, reward_low, reward_high: mean return and its 95 % bootstrap interval.
         new_tokens: mean length of the completions, in tokens.
         cut_share: share that spent its budget without an end.
         samples: a few episodes, as text.
@@ -95,12 +95,11 @@ def proportion(right: int, total: int) -> tuple[float, float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean and its 95 % interval by Student's t; infinitely wide for fewer than two values."""
+    """A mean and its 95 % bootstrap interval (percentiles, over episodes); infinitely wide for fewer than two values."""
     if len(values) < 2:
         return (values[0] if values else float("nan")), -float("inf"), float("inf")
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf(0.975, len(values) - 1))
-    return mean, mean - half, mean + half
+    interval = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    return float(np.mean(values)), float(interval.low), float(interval.high)
 
 
 def _samples(batch: Trajectories) -> list[dict[str, Any]]:

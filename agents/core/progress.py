@@ -36,7 +36,7 @@ class LiveLine:
         self.title, self.total = title, total
         self.console = Console()
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-        self._started = self._logged = time.monotonic()
+        self._started = self._log_next = time.monotonic()
         self._done_at_start: int | None = None
 
     def __enter__(self) -> LiveLine:
@@ -54,8 +54,8 @@ class LiveLine:
         line = f"{self.title}  {done:,}/{self.total:,}{self._time_left(done)}  {self._describe(metrics)}"
         if self.console.is_terminal:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS or done >= self.total:
-            self._logged = time.monotonic()
+        elif time.monotonic() >= self._log_next or done >= self.total:
+            self._log_next = time.monotonic() + LOG_EVERY_SECONDS
             print(line, flush=True)
 
     def _describe(self, metrics: Mapping[str, float]) -> str:
@@ -65,7 +65,7 @@ class LiveLine:
 
     def _time_left(self, done: int) -> str:
         if self._done_at_start is None:
-            self._done_at_start = done
+            self._done_at_start, self._started = done, time.monotonic()
             return ""
         seconds = time.monotonic() - self._started
         left = seconds * (self.total - done) / max(1, done - self._done_at_start)

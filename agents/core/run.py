@@ -26,6 +26,7 @@ from typing import Any
 
 from agents.core.learner import Learner
 from agents.core.policy import Policy
+from agents.core.sources import checkpoints
 from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
@@ -57,6 +58,7 @@ class Run:
             (self.folder / "checkpoints").mkdir(exist_ok=True)
             _write_text(self.folder / "config.json", json.dumps(self.config, indent=2))
         self._board: Any = None
+        self._first_step = 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a step's metrics. A value that is not a number is kept as null."""
@@ -70,7 +72,7 @@ class Run:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._first_step)
         return self._board
 
     def log_rollout(self, step: int, trajectories: Trajectories) -> None:
@@ -97,11 +99,13 @@ class Run:
         """Drop what was logged after ``step``, to be done again from its checkpoint."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            _write_text(path, "".join(line + "\n" for line in kept))
+            # A line without its newline was being written when the run was killed.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            _write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
         for rollout in (self.folder / "rollouts").glob("*.jsonl.gz"):
             if int(rollout.name.split(".")[0]) > step:
                 rollout.unlink()
+        self._first_step = step + 1
 
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep ``content`` as a file of the run."""
@@ -110,11 +114,6 @@ class Run:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in Path(folder, "checkpoints").glob("[0-9]*") if path.suffix == "")
 
 
 def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
@@ -126,9 +125,9 @@ def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
     """
     folder = Path(folder)
     held = folder / "config.json"
-    if resume and not held.exists():
+    if resume and not (held.exists() and "agent" in read_config(folder)):
         raise ValueError(f"no run to resume in {folder}; give the folder that a run printed as its own")
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and folder.exists() and any(folder.iterdir()) and not _never_started(folder):
         what = "another run" if held.exists() else "other files"
         raise ValueError(f"{folder} holds {what}; choose another --run-dir, or go on with it by --resume")
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +162,15 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "logp": trajectories.logp_BT[i, :length].tolist(),
             "reward": trajectories.reward_BT[i, :length].tolist(),
         }
+
+
+def _never_started(folder: Path) -> bool:
+    """Whether a run there failed before its first step, so that nothing is lost by starting anew."""
+    return (
+        (folder / "config.json").exists()
+        and (folder / "rollouts").is_dir()
+        and not any((folder / "rollouts").iterdir())
+    )
 
 
 def _check_same(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -25,7 +25,8 @@ def validate_model_source(source: str | Path) -> str:
                 "wrote, or a name on the hub"
             )
         return str(path)
-    if not _HUB_NAME.fullmatch(str(source)):
+    looks_local = path.parent.is_dir() and path.parent != Path()
+    if looks_local or not _HUB_NAME.fullmatch(str(source)):
         raise ValueError(
             f"{str(source)!r} is neither a model folder (it does not exist) nor a hub name such as Qwen/Qwen3-0.6B"
         )
@@ -34,5 +35,10 @@ def validate_model_source(source: str | Path) -> str:
 
 def find_model(source: str | Path) -> str | Path:
     """The model folder that ``source`` means: the newest checkpoint if it is a run's folder, else ``source`` itself."""
-    checkpoints = sorted(path for path in Path(source, "checkpoints").glob("[0-9]*") if path.suffix == "")
-    return checkpoints[-1] if checkpoints else source
+    saved = checkpoints(source)
+    return saved[-1] if saved else source
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in Path(folder, "checkpoints").glob("[0-9]*") if path.suffix == "")

@@ -17,6 +17,7 @@ from agents.core.evaluate import Evaluation
 from agents.core.progress import LiveLine
 from agents.core.run import Run
 from agents.core.trajectories import Trajectories
+from textenv.cli import imported
 
 if TYPE_CHECKING:
     from agents.core.agent import Agent
@@ -41,6 +42,8 @@ class Training:
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         self.seconds = 0.0
+        self.taught = False
+        """whether any step changed the weights"""
         config = agent.config
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
         self.run = Run(folder, describe(agent), resume=agent.resumed)
@@ -48,6 +51,7 @@ class Training:
         self._line = LiveLine(f"{agent.name} {agent.env_id}", steps * episodes_per_step)
 
     def __enter__(self) -> Training:
+        print(f"the run is in {self.run.folder}", flush=True)
         self.before = self._evaluate_once("before")
         self._started = time.monotonic()
         self._line.__enter__()
@@ -66,6 +70,7 @@ class Training:
         done = (self.step + 1) * self.episodes_per_step
         speed = int(batch.sampled_BT.sum()) / seconds
         line = {**metrics, "episodes": done, "seconds": seconds, "tokens_per_second": speed}
+        self.taught |= "grad_norm" in metrics
         self.run.log(self.step + 1, line)
         self.run.log_rollout(self.step + 1, batch)
         self._line.update(done, line)
@@ -105,6 +110,7 @@ def describe(agent: Agent) -> dict[str, Any]:
     packages = ("textenv", "torch", "transformers", "gymnasium", "numpy")
     return {
         "agent": agent.name,
+        "imports": list(imported),
         "env": agent.env_id,
         "settings": {name: value for name, value in asdict(agent.config).items() if name != "run_dir"},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},

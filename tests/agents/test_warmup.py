@@ -103,5 +103,9 @@ def test_intervals_by_hand():
     # Wilson, 3 of 4: centre (.75 + 1.96²/8)/(1 + 1.96²/4), half width by the formula
     assert np.allclose(proportion(3, 4), (0.75, 0.30064, 0.95441), atol=1e-4)
     assert proportion(0, 0)[1:] == (0.0, 1.0)
-    # mean of 1, 2, 3; t(.975, 2) = 4.30265; standard error 1/sqrt(3)
-    assert np.allclose(mean_interval([1, 2, 3]), (2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), atol=1e-4)
+    # 400 fair coins: the mean is .5, its standard error sqrt(.25/400) = .025, 1.96 of them .049
+    mean, low, high = mean_interval([0.0, 1.0] * 200)
+    assert mean == 0.5
+    assert abs(low - 0.451) < 0.004
+    assert abs(high - 0.549) < 0.004
+    assert 0 <= mean_interval([0.0, *[1.0] * 20])[1] <= mean_interval([0.0, *[1.0] * 20])[2] <= 1

@@ -164,8 +164,8 @@ def test_play_asks_and_scores(capsys, answers):
     answers(first.reference, "x", "")
     status, out, _ = run(capsys, "play", "textenv/Copy-v0", "--seed", "3")
     assert status == 0
-    assert f"{first.prompt} > 1, reference {first.reference!r}\n" in out
-    assert f"{second.prompt} > 0, reference {second.reference!r}\n" in out
+    assert f"{first.prompt} > reward 1, reference {first.reference!r}\n" in out
+    assert f"{second.prompt} > reward 0, reference {second.reference!r}\n" in out
     assert out.endswith("2 played, mean reward 0.50\n")
 
 
@@ -175,7 +175,7 @@ def test_play_shows_each_reply_once_and_nothing_else(capsys, answers):
     out = run(capsys, "play", "textenv/GuessNumber-v0")[1]
     assert out.startswith(
         "an empty line ends the game\nFind the number from 1 to 20. You have 6 guesses.\n"
-        f" > \nhigher\n > \nnot a number\n > \nlower\n > 1, reference '{secret}'\n"
+        f" > \nhigher\n > \nnot a number\n > \nlower\n > reward 1, reference '{secret}'\n"
     )
     assert "<eos>" not in out
 
@@ -198,7 +198,7 @@ def test_play_tells_an_ungraded_answer_and_a_cut_one_apart(capsys, answers, regi
     answers("x", "2", "3" * 40)
     out = run(capsys, "play", "test/Hard-v0")[1]
     assert "ungraded: ValueError: could not convert string to float: 'x', reference 'a'" in out
-    assert "> 2, reference 'a'" in out
+    assert "> reward 2, reference 'a'" in out
     assert "(length), reference 'a'" in out
     assert "3 played, mean reward 1" in out
 
