@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import shlex
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -173,6 +172,7 @@ def evaluate(
         json_file: also write the figures here.
     """
     from agents.core.evaluate import evaluate as measure
+    from agents.core.run import to_json
 
     rollout = _rollout(env_id, model, device, seed, split, options)
     evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
@@ -189,7 +189,7 @@ def evaluate(
     console.print(table)
     console.print(_samples_table(evaluation))
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(evaluation), indent=2))
+        json_file.write_text(to_json(asdict(evaluation), indent=2))
 
 
 def generate(
@@ -220,12 +220,12 @@ def generate(
         options: options of the environment.
         out: write the episodes here as JSON lines, tokens and log-probabilities included, instead of showing them.
     """
-    from agents.core.run import episode_rows
+    from agents.core.run import episode_rows, to_json
 
     rollout = _rollout(env_id, model, device, seed, split, options)
     batch = rollout.collect(0, prompts, group_size, temperature=temperature, seed=(seed,))
     if out is not None:
-        out.write_text("".join(json.dumps(row) + "\n" for row in episode_rows(batch)))
+        out.write_text("".join(to_json(row) + "\n" for row in episode_rows(batch)))
         print(f"{len(batch)} episodes in {out}")
         return
     table = Table("prompt", "answer", "reference", "reward", "finish")

@@ -59,6 +59,8 @@ class Score:
     def __post_init__(self) -> None:
         if (self.value is None) != (self.error is not None):
             raise ValueError(f"a score has a value or an error, not both or neither; got {self.value=}, {self.error=}")
+        object.__setattr__(self, "value", None if self.value is None else float(self.value))
+        object.__setattr__(self, "parts", {name: float(number) for name, number in self.parts.items()})
         numbers = {"value": 0.0 if self.value is None else self.value, **self.parts}
         for name, number in numbers.items():
             if not math.isfinite(number):

@@ -102,7 +102,8 @@ class Agent:
 
     def rollout(self, split: str = "train", **options: Any) -> Rollout:
         """A rollout of this agent's policy on its task. ``options``: see :class:`agents.core.rollout.Rollout`."""
-        return Rollout(self.task, self.engine, self.policy, seed=self.config.seed, split=split, **options)
+        options = {"seed": self.config.seed, "max_ungraded": self.config.max_ungraded, **options}
+        return Rollout(self.task, self.engine, self.policy, split=split, **options)
 
     def frozen_reference(self) -> Policy:
         """A copy of the policy as it was before the first step, whose weights stay."""
@@ -147,7 +148,9 @@ class Agent:
     def save(self, folder: str | Path) -> None:
         """Save the policy as a transformers folder, and beside it what :meth:`load` needs."""
         self.policy.save(folder)
-        described = {"agent": self.name, "env": self.env_id, "settings": asdict(self.config)}
+        # The default of the learning rate depends on the model's name, which is another one when loaded.
+        settings = {**asdict(self.config), "learning_rate": self.config.base_learning_rate}
+        described = {"agent": self.name, "env": self.env_id, "settings": settings}
         (Path(folder) / "agent.json").write_text(json.dumps(described, indent=2))
 
     @classmethod

@@ -33,6 +33,9 @@ class AgentConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; "auto" takes a GPU when there is one."""
 
+    max_ungraded: float = 0.5
+    """Largest share of a rollout's episodes that the reward may leave ungraded before the run stops."""
+
     total_episodes: int = 100_000
     """Training ends after this many episodes, rounded up to whole steps."""
     prompts_per_step: int = 32
@@ -69,6 +72,7 @@ class AgentConfig:
         for name in ("warmup_steps", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.seed < 2**32, "seed", "below 2**32", self.seed)
+        require(0 <= self.max_ungraded < 1, "max_ungraded", "from 0 to below 1", self.max_ungraded)
         require(self.max_grad_norm > 0, "max_grad_norm", "more than 0", self.max_grad_norm)
         require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate

@@ -75,7 +75,7 @@ def evaluate(rollout: Rollout, episodes: int, *, temperature: float = 0.0, seed:
         reward=reward,
         reward_low=reward_low,
         reward_high=reward_high,
-        new_tokens=float(np.mean([batch.sampled_BT.sum(dim=1).double().mean() for batch in batches])),
+        new_tokens=float(np.mean([count for batch in batches for count in batch.sampled_BT.sum(dim=1).tolist()])),
         cut_share=float(np.mean([finish in CUT for batch in batches for finish in batch.finish_B])),
         samples=_samples(batches[0]),
     )

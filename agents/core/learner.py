@@ -124,6 +124,12 @@ class Learner:
             logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
         return logp_BT
 
+    def measure_gap(self, batch: Trajectories, rows: Tensor) -> dict[str, float]:
+        """``logp_gap`` and ``logp_gap_max`` of ``rows``, as :meth:`step` has them, where there is no step to take."""
+        sampled_RT = batch.sampled_BT[rows]
+        gap_N = (self.logprobs(batch, rows)[rows] - batch.logp_BT[rows])[sampled_RT].abs()
+        return {"logp_gap": float(gap_N.mean()), "logp_gap_max": float(gap_N.max())}
+
     def save(self, folder: Path) -> None:
         """Write the optimiser's state to ``folder``."""
         state = self.optimizer.state_dict()["state"]
@@ -160,23 +166,21 @@ def shuffled_parts(rows: Tensor, parts: int, seed: tuple[int, ...]) -> Iterator[
             yield rows[torch.from_numpy(part).to(rows.device)]
 
 
-def check_logp_gap(updates: Sequence[Mapping[str, float]], limit: float) -> None:
-    """Hold engine and learner to one distribution, by the first update on a fresh batch.
+def check_logp_gap(metrics: Mapping[str, float], limit: float) -> None:
+    """Hold engine and learner to one distribution, by what was measured on a fresh batch.
 
     Raises:
         RuntimeError: their log-probabilities differ by more than ``limit`` nats a token in the mean.
     """
-    if updates and updates[0]["logp_gap"] > limit:
+    if metrics["logp_gap"] > limit:
         raise RuntimeError(
             f"the engine sampled from another distribution than the learner scores: log-probabilities differ by "
-            f"{updates[0]['logp_gap']:.3g} nats a token in the mean, at most {updates[0]['logp_gap_max']:.3g}, and the limit "
+            f"{metrics['logp_gap']:.3g} nats a token in the mean, at most {metrics['logp_gap_max']:.3g}, and the limit "
             f"max_logp_gap is {limit:g}; check that engine and learner hold the same weights and dtype"
         )
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over the updates on one batch; but the gap to the engine is that of the first, when the batch was fresh."""
-    if not updates:
-        return {}
+    """The mean over the updates on one batch; but the gap to the engine is that of the first, when all was fresh."""
     means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     return means | {name: updates[0][name] for name in ("logp_gap", "logp_gap_max")}

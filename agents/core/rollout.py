@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from textenv.problems import ProblemStream
 from textenv.task import Task, Transcript
 from textenv.tokenizer import Tokenizer
 from textenv.wrappers import kl_penalty
+
+SAMPLING = 0x5A3B
+"""First word of every sampling seed, which sets its stream apart from those of problems, replies and shuffles."""
 
 
 class Rollout:
@@ -98,7 +102,7 @@ class Rollout:
                 max_new_tokens=self.task.max_new_tokens,
                 temperature=temperature,
                 stop_ids=episodes.stop_ids,
-                seed=(*seed, turn),
+                seed=(SAMPLING, *seed, turn),
             )
             completions = self.engine.generate(
                 [episodes.context(n).tolist() for n in rows[::shared]],
@@ -122,9 +126,9 @@ class Rollout:
             reference_BT, _ = self.reference.logprobs(
                 trajectories.tokens_BT.to(device), sampled_BT.to(device), temperature
             )
-        penalty_BT = kl_penalty(trajectories.logp_BT, reference_BT.to(trajectories.logp_BT.device), self.kl_beta)
-        trajectories.reward_BT[sampled_BT] += penalty_BT[sampled_BT]
-        return trajectories
+        penalty_BT = kl_penalty(trajectories.logp_BT.double(), reference_BT.cpu().double(), self.kl_beta)
+        penalty_BT = torch.where(sampled_BT, penalty_BT, 0.0)
+        return replace(trajectories, reward_BT=trajectories.reward_BT + penalty_BT, penalty_B=penalty_BT.sum(dim=1))
 
 
 def _write(logp_NT: np.ndarray, episodes: Episodes, rows: Sequence[int], completions: Completions) -> None:

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agents.core.learner import Learner
 from agents.core.policy import Policy
 from agents.core.sources import checkpoints
@@ -49,7 +51,7 @@ class Run:
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
         self.folder = Path(folder)
-        self.config = {"schema": SCHEMA, **json.loads(json.dumps(config))}
+        self.config = {"schema": SCHEMA, **json.loads(to_json(config))}
         check_run_folder(self.folder, resume=resume)
         if resume:
             _check_same(read_config(self.folder), self.config)
@@ -77,7 +79,7 @@ class Run:
 
     def log_rollout(self, step: int, trajectories: Trajectories) -> None:
         """Keep the episodes of a step, a JSON line each."""
-        lines = "".join(json.dumps(row) + "\n" for row in episode_rows(trajectories))
+        lines = "".join(to_json(row) + "\n" for row in episode_rows(trajectories))
         with _replacing(self.folder / "rollouts" / f"{step:06d}.jsonl.gz") as path:
             path.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
 
@@ -109,7 +111,7 @@ class Run:
 
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep ``content`` as a file of the run."""
-        _write_text(self.folder / name, json.dumps(content, indent=2))
+        _write_text(self.folder / name, to_json(content, indent=2))
 
     def close(self) -> None:
         if self._board is not None:
@@ -141,6 +143,15 @@ def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The config of the run in ``folder``."""
     return json.loads((Path(folder) / "config.json").read_text())
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """``content`` as JSON; numbers and arrays of numpy as plain ones, and a reference of any other type as its repr."""
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.generic | np.ndarray) else repr(value)
+
+    return json.dumps(content, indent=indent, default=plain)
 
 
 def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:

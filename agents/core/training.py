@@ -84,6 +84,8 @@ class Training:
         self.seconds = time.monotonic() - self._started
         self.run.close()
         if error is None:
+            if self.agent.start < self.steps:  # an evaluation from before these steps is out of date
+                (self.run.folder / "evaluation_after.json").unlink(missing_ok=True)
             self.after = self._evaluate_once("after")
         else:
             print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")

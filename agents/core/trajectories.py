@@ -25,7 +25,8 @@ class Trajectories:
         tokens_BT: int64.
         source_BT: uint8, the :class:`textenv.Source` of each token.
         logp_BT: float32, log-probability of each sampled token in the distribution it was drawn from; 0 elsewhere.
-        reward_BT: float32, the reward of each sampled token; a row sums to its return. 0 elsewhere.
+        reward_BT: float64, the reward of each sampled token; a row sums to its return. 0 elsewhere.
+        penalty_B: float64, what a KL penalty added to each return, 0 without one.
         group_B: int64; the completions of one problem share a number.
         scores: a :class:`rewards.Score` an episode.
         finish_B: uint8 array of :class:`textenv.Finish`, of the last completion.
@@ -36,6 +37,7 @@ class Trajectories:
     source_BT: Tensor
     logp_BT: Tensor
     reward_BT: Tensor
+    penalty_B: Tensor
     group_B: Tensor
     scores: list[Score]
     finish_B: np.ndarray
@@ -58,9 +60,12 @@ class Trajectories:
 
     @property
     def return_B(self) -> Tensor:
-        """float64: the sum of each row's rewards; NaN for an ungraded episode."""
-        graded_B = torch.tensor([score.value is not None for score in self.scores], device=self.reward_BT.device)
-        return torch.where(graded_B, self.reward_BT.double().sum(dim=1), torch.nan)
+        """float64: each episode's score and penalty; NaN for an ungraded one.
+
+        Not summed from tokens: equal scores must stay equal however their credit is spread.
+        """
+        values = [torch.nan if score.value is None else score.value for score in self.scores]
+        return torch.tensor(values, dtype=torch.float64, device=self.penalty_B.device) + self.penalty_B
 
     def to(self, device: torch.device) -> Trajectories:
         return replace(
@@ -69,6 +74,7 @@ class Trajectories:
             source_BT=self.source_BT.to(device),
             logp_BT=self.logp_BT.to(device),
             reward_BT=self.reward_BT.to(device),
+            penalty_B=self.penalty_B.to(device),
             group_B=self.group_B.to(device),
         )
 
@@ -83,13 +89,14 @@ def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) 
     """
     width = int(episodes.length_N.max())
     source_BT = episodes.source_NT[:, :width]
-    reward_BT = np.zeros(source_BT.shape, dtype=np.float32)
+    reward_BT = np.zeros(source_BT.shape)
     reward_BT[source_BT == Source.SAMPLED] = np.concatenate([episodes.credit(n) for n in range(episodes.num)])
     return Trajectories(
         tokens_BT=torch.from_numpy(episodes.tokens_NT[:, :width].copy()),
         source_BT=torch.from_numpy(source_BT.copy()),
         logp_BT=torch.from_numpy(logp_NT[:, :width].astype(np.float32)),
         reward_BT=torch.from_numpy(reward_BT),
+        penalty_B=torch.zeros(episodes.num, dtype=torch.float64),
         group_B=torch.from_numpy(group_N.astype(np.int64)),
         scores=[score for score in episodes.scores if score is not None],
         finish_B=episodes.finish_N.copy(),
@@ -114,6 +121,7 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
         "reward_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
         "accuracy": _mean([float(bool(score.correct)) for score in graded]),
         **{f"reward/{name}": _mean([s.parts[name] for s in graded if name in s.parts]) for name in parts},
+        "return": float(trajectories.return_B.nanmean()),
         "ungraded_share": 1 - len(graded) / len(trajectories),
         "new_tokens_mean": float(new_tokens_B.mean()),
         "new_tokens_p95": float(new_tokens_B.quantile(0.95)),

@@ -32,6 +32,9 @@ from agents.core.losses import (
 from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories, summary
 
+SHUFFLING = 0x5A4C
+"""First word of every shuffle's seed, which sets its stream apart from those of problems, replies and sampling."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(AgentConfig):
@@ -57,8 +60,6 @@ class GRPOConfig(AgentConfig):
     """Weight of the k3 estimate of the KL to the start, added to the loss; the paper has 0.04."""
     kl_reward_coef: float = 0.0
     """Weight of the k1 estimate of that KL, taken off each token's reward."""
-    max_ungraded: float = 0.5
-    """Largest share of a step's episodes that the reward may leave ungraded before the run stops."""
     max_logp_gap: float = 0.1
     """Largest mean difference, in nats, between a token's log-probability when sampled and when scored; more stops the
     run, since the learner would train on another distribution than was sampled."""
@@ -86,7 +87,6 @@ class GRPOConfig(AgentConfig):
             "0 or more",
             (self.kl_loss_coef, self.kl_reward_coef),
         )
-        require(0 <= self.max_ungraded < 1, "max_ungraded", "from 0 to below 1", self.max_ungraded)
 
 
 class GRPO(Agent):
@@ -111,7 +111,7 @@ class GRPO(Agent):
         config = self.config
         prompts, group = config.prompts_per_step, config.group_size
         reference = self.frozen_reference() if config.kl_loss_coef or config.kl_reward_coef else None
-        rollout = self.rollout(max_ungraded=config.max_ungraded, reference=reference, kl_beta=config.kl_reward_coef)
+        rollout = self.rollout(reference=reference, kl_beta=config.kl_reward_coef)
         with self.training(total_episodes, prompts * group) as training:
             for step in training:
                 batch = rollout.collect(
@@ -128,7 +128,8 @@ class GRPO(Agent):
         config, learner = self.config, self.learner
         # Without a KL term an episode with advantage 0 has no gradient, so it need not be scored at all. It still counts
         # in the denominators: the gradient is that of the whole batch.
-        trained_B = batch.sampled_BT.any(dim=1) if config.kl_loss_coef else advantage_B != 0
+        graded_B = ~batch.return_B.isnan()
+        trained_B = graded_B if config.kl_loss_coef else advantage_B != 0
         every_row = torch.arange(len(batch), device=advantage_B.device)
         reference_BT = None
         if reference is not None and config.kl_loss_coef:
@@ -139,7 +140,7 @@ class GRPO(Agent):
 
         updates = []
         for epoch in range(config.epochs_per_batch):
-            for rows in shuffled_parts(every_row, config.updates_per_batch, (config.seed, step, epoch)):
+            for rows in shuffled_parts(every_row, config.updates_per_batch, (SHUFFLING, config.seed, step, epoch)):
                 denominators = count_denominators(batch.sampled_BT[rows], self.task.max_new_tokens * self.task.turns)
                 loss = partial(
                     grpo_loss,
@@ -152,8 +153,9 @@ class GRPO(Agent):
                 trained = rows[trained_B[rows]]
                 if len(trained):
                     updates.append(learner.step(batch, trained, loss))
-        check_logp_gap(updates, config.max_logp_gap)
-        return {"trained_share": float(trained_B.float().mean()), **mean_metrics(updates)}
+        metrics = mean_metrics(updates) if updates else learner.measure_gap(batch, every_row[: config.group_size])
+        check_logp_gap(metrics, config.max_logp_gap)
+        return {"trained_share": float(trained_B.float().mean()), **metrics}
 
 
 def grpo_loss(

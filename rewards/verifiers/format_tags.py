@@ -15,8 +15,7 @@ class FormatTags(Verifier):
 
     Every tag is opened once and closed once, in the order given, none inside another, with only whitespace outside
     them. What stands inside does not matter, and may be nothing. This grades form, not correctness: its part is
-    ``format``, so beside a verifier in a :class:`rewards.WeightedSum` it does not count as accuracy. Used alone it
-    does.
+    ``format``, so it never counts as accuracy, alone or beside a verifier in a :class:`rewards.WeightedSum`.
 
     Args:
         tags: names of the tags, in their order.

@@ -6,17 +6,20 @@ import subprocess
 import sys
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import textenv
 from agents.core.advantages import group_advantages
 from agents.core.learner import Scored
 from agents.core.losses import count_denominators
 from agents.grpo import GRPO, GRPOConfig
 from agents.grpo.grpo import grpo_loss
+from rewards import RewardError, Score, ungraded
 
 # Two sequences of three and two tokens; the last entry of the second row is padding and holds junk.
 SAMPLED_BT = torch.tensor([[True, True, True], [True, True, False]])
@@ -276,7 +279,8 @@ from agents.core import training
 from agents.grpo import GRPO, GRPOConfig
 
 config = GRPOConfig(model=sys.argv[1], run_dir=sys.argv[2], prompts_per_step=4, group_size=4, total_episodes=160,
-                    eval_episodes=8, checkpoint_every=3, learning_rate=1e-2, kl_loss_coef=0.1)
+                    eval_episodes=8, checkpoint_every=3, learning_rate=1e-2, kl_loss_coef=0.1,
+                    env_options={"delay": 0})
 log = training.Training.log
 
 def log_and_die(self, batch, metrics):
@@ -301,6 +305,7 @@ def test_a_killed_run_ends_as_one_never_killed(fresh_model, tmp_path, killed_aft
         "checkpoint_every": 3,
         "learning_rate": 1e-2,
         "kl_loss_coef": 0.1,
+        "env_options": {"delay": 0},
     }
     whole = tmp_path / "whole"
     expected = trained_weights(GRPO("textenv/ProbeDelayedCopy-v0", GRPOConfig(run_dir=str(whole), **settings)))
@@ -308,6 +313,10 @@ def test_a_killed_run_ends_as_one_never_killed(fresh_model, tmp_path, killed_aft
     done = subprocess.run([sys.executable, "-c", KILLED, model, str(killed), str(killed_after)], capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     assert len(metrics_of(killed)) == killed_after
+    assert metrics_of(killed)[0]["grad_norm"] > 0, "a run that moves before it is killed was wanted"
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "rewa')  # killed in the middle of a line
+    (killed / "checkpoints" / "000006.new").mkdir()  # and of a checkpoint
 
     resumed = GRPO("textenv/ProbeDelayedCopy-v0", GRPOConfig(run_dir=str(killed), **settings), resume=True)
     assert torch.equal(trained_weights(resumed), expected)
@@ -335,3 +344,75 @@ def test_a_run_is_not_resumed_with_other_settings(fresh_model, config):
     other = dataclasses.replace(settings, group_size=8)
     with pytest.raises(ValueError, match="resume it with the settings it was started with"):
         GRPO("textenv/ProbeOneHot-v0", other, resume=True).learn()
+
+
+def test_more_steps_on_a_finished_run_are_evaluated_anew(fresh_model, config):
+    settings = config(fresh_model("textenv/ProbeOneHot-v0"), total_episodes=16, eval_episodes=32)
+    before = GRPO("textenv/ProbeOneHot-v0", settings).learn().last_training.after
+    again = GRPO("textenv/ProbeOneHot-v0", settings, resume=True).learn(total_episodes=800)
+    assert again.last_training.after.reward == again.evaluate().reward
+    assert again.last_training.after.reward > before.reward
+
+
+def test_a_start_that_failed_does_not_block_the_next(fresh_model, config):
+    settings = config(fresh_model("textenv/ProbeOneHot-v0"), reward="numeric")
+    with pytest.raises(RewardError):
+        GRPO("textenv/ProbeOneHot-v0", settings).learn()
+    GRPO("textenv/ProbeOneHot-v0", dataclasses.replace(settings, reward=None)).learn()
+
+
+def test_references_and_parts_of_numpys_types_are_kept(fresh_model, config, tmp_path):
+    class Next(textenv.Task):
+        """The next letter's number."""
+
+        holdout = 0
+        max_new_tokens, max_tokens = 2, 16
+
+        def draw(self, rng):
+            number = rng.integers(4)
+            return textenv.Problem("abcd"[number], number)
+
+        def reward(self, prompt, completion, reference):
+            return Score(np.float32(len(completion)), {"length": np.float32(len(completion))})
+
+        def tokenizer(self):
+            return textenv.make_task("textenv/ProbeOneHot-v0").tokenizer()
+
+    textenv.register("test/Next-v0", Next)
+    try:
+        GRPO("test/Next-v0", config(fresh_model("textenv/ProbeOneHot-v0"))).learn()
+    finally:
+        del textenv.registry["test/Next-v0"], gymnasium.registry["test/Next-v0"]
+
+
+def test_the_denominators_are_those_of_the_whole_batch_and_all_turns(fresh_model, config, monkeypatch):
+    settings = config(fresh_model("textenv/GuessNumber-v0"), prompts_per_step=2, group_size=3, max_tokens=64)
+    agent = GRPO("textenv/GuessNumber-v0", settings)
+    seen = []
+    monkeypatch.setattr(
+        agent.learner,
+        "step",
+        lambda batch, rows, loss: seen.append((rows.tolist(), loss)) or {"logp_gap": 0.0, "logp_gap_max": 0.0},
+    )
+    batch = agent.rollout().collect(0, 2, 3, temperature=1.0, seed=(0,))
+    agent._update(batch, torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 0.0]), None, 0)
+    ((rows, loss),) = seen
+    assert sorted(rows) == [0, 1]
+    assert loss.keywords["denominators"].sequences == 6
+    assert loss.keywords["denominators"].tokens == batch.sampled_BT.sum()
+    assert loss.keywords["denominators"].max_new_tokens == agent.task.max_new_tokens * agent.task.turns
+
+
+def test_an_ungraded_episode_has_no_gradient_with_a_kl_term_either(fresh_model, config, monkeypatch):
+    settings = config(fresh_model("textenv/ProbeOneHot-v0"), kl_loss_coef=0.1)
+    agent = GRPO("textenv/ProbeOneHot-v0", settings)
+    seen = []
+    monkeypatch.setattr(
+        agent.learner,
+        "step",
+        lambda batch, rows, loss: seen.extend(rows.tolist()) or {"logp_gap": 0.0, "logp_gap_max": 0.0},
+    )
+    batch = agent.rollout().collect(0, 2, 2, temperature=1.0, seed=(0,))
+    batch.scores[1] = ungraded("time-out")
+    agent._update(batch, torch.zeros(4), agent.frozen_reference(), 0)
+    assert sorted(seen) == [0, 2, 3]

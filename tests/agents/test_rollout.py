@@ -6,12 +6,13 @@ import torch
 
 import rewards
 import textenv
+from agents.core.advantages import group_advantages
 from agents.core.engines.native import NativeEngine
 from agents.core.policy import Policy
 from agents.core.rollout import Rollout, demonstrations
 from agents.core.trajectories import summary
 from tests.agents.conftest import make_model
-from textenv import Problem, Source, Task
+from textenv import Finish, Problem, Source, Task
 from textenv.tokenizer import CharTokenizer
 
 
@@ -129,7 +130,9 @@ def test_the_kl_penalty_takes_beta_times_the_log_ratio_off_each_token():
     penalised = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
     reference_BT, _ = reference.logprobs(plain.tokens_BT, plain.sampled_BT, 1.0)
     expected_BT = plain.reward_BT - 0.1 * (plain.logp_BT - reference_BT)
-    torch.testing.assert_close(penalised.reward_BT, torch.where(plain.sampled_BT, expected_BT, 0.0).detach())
+    expected_BT = torch.where(plain.sampled_BT, expected_BT, 0.0).detach()
+    torch.testing.assert_close(penalised.reward_BT, expected_BT)
+    torch.testing.assert_close(penalised.return_B, expected_BT.sum(dim=1))
     assert [score.value for score in penalised.scores] == [score.value for score in plain.scores]
 
 
@@ -158,3 +161,86 @@ def test_the_summary_is_that_of_the_stored_episodes():
     assert figures["groups_all_right"] == (values == 1).all(axis=1).mean()
     assert figures["groups_without_spread"] == (values == values[:, :1]).all(axis=1).mean()
     assert figures["new_tokens_mean"] == pytest.approx(batch.sampled_BT.sum().item() / 32)
+
+
+def test_a_policy_that_is_its_own_reference_pays_no_penalty_at_any_temperature():
+    rollout, policy = make_rollout()
+    rollout.reference, rollout.kl_beta = policy, 1.0
+    for temperature in (0.6, 1.4):
+        batch = rollout.collect(0, 4, 2, temperature=temperature, seed=(0,))
+        assert batch.penalty_B.abs().max() < 1e-4
+
+
+class Spread(Task):
+    """Pays 1000 however long the answer, its credit spread over the tokens."""
+
+    holdout = 0
+    max_new_tokens, max_tokens = 6, 8
+
+    def draw(self, rng):
+        return Problem("a")
+
+    def tokenizer(self):
+        return CharTokenizer("ab")
+
+
+def test_equal_scores_are_equal_returns_however_their_credit_is_spread():
+    class Even(rewards.Reward):
+        def __call__(self, samples):
+            return [rewards.Score(1000.0, tokens=(1000.0 / len(s.tokens),) * len(s.tokens)) for s in samples]
+
+    task = Spread()
+    task.reward = Even()
+    rollout, _ = make_rollout(task=task)
+    batch = rollout.collect(0, 1, 16, temperature=1.0, seed=(0,))
+    assert len(set(batch.sampled_BT.sum(dim=1).tolist())) > 1, "different lengths were wanted"
+    assert (group_advantages(batch.return_B, batch.group_B) == 0).all()
+
+
+def test_returns_keep_the_precision_of_scores():
+    class Large(rewards.Reward):
+        def __call__(self, samples):
+            return [rewards.Score(1e8 + len(s.tokens)) for s in samples]
+
+    rollout, _ = make_rollout(task=Spread(), reward=Large())
+    batch = rollout.collect(0, 1, 16, temperature=1.0, seed=(0,))
+    assert (batch.return_B - 1e8).tolist() == batch.sampled_BT.sum(dim=1).tolist()
+
+
+class Recording(NativeEngine):
+    """Remembers what it was asked."""
+
+    def __init__(self, policy):
+        super().__init__(policy)
+        self.asked = []
+
+    def generate(self, prompts, sampling, n=1, budgets=None):
+        self.asked.append((sampling, budgets))
+        return super().generate(prompts, sampling, n, budgets)
+
+
+def test_each_turn_draws_anew_within_what_the_context_has_left():
+    rollout, policy = make_rollout("textenv/GuessNumber-v0")
+    rollout.engine = engine = Recording(policy)
+    rollout.task.max_tokens = len(policy.tokenizer.encode(rollout.task.problem(0, "train", 0).prompt)) + 20
+    rollout.task.stop = ("9",)
+    batch = rollout.collect(0, 4, 1, temperature=1.0, seed=(0,))
+    assert len(engine.asked) > 1
+    assert len({sampling.seed for sampling, _ in engine.asked}) == len(engine.asked)
+    assert min(min(budgets) for _, budgets in engine.asked) < rollout.task.max_new_tokens
+    assert {sampling.stop_ids for sampling, _ in engine.asked} == {tuple(policy.tokenizer.encode("9"))}
+    assert (batch.logp_BT[~batch.sampled_BT] == 0).all()
+    assert 0 < summary(batch)["cut_share"] == np.isin(batch.finish_B, (Finish.LENGTH, Finish.CONTEXT)).mean()
+
+
+def test_an_evaluation_in_several_batches_counts_every_episode_once():
+    from agents.core.evaluate import evaluate
+
+    rollout, _ = make_rollout(task=Picky(0.3), split="eval")
+    figures = evaluate(rollout, 300, temperature=1.0)
+    batches = [rollout.collect(i, n, 1, temperature=1.0, seed=(0, i)) for i, n in ((0, 256), (256, 44))]
+    scores = [score for batch in batches for score in batch.scores]
+    graded = [score for score in scores if score.value is not None]
+    assert figures.ungraded == 300 - len(graded) > 0
+    assert figures.accuracy == np.mean([score.correct for score in graded])
+    assert figures.new_tokens == pytest.approx(sum(b.sampled_BT.sum().item() for b in batches) / 300)

@@ -22,11 +22,11 @@ def prompts(drawn):
 @pytest.mark.parametrize(
     ("seed", "split", "index", "prompt"),
     [
-        (0, "train", 0, "8+6="),
+        (0, "train", 0, "5+2="),
         (0, "train", 1, "8+4="),
         (0, "eval", 0, "5+8="),
-        (7, "train", 0, "6+8="),
-        (7, "eval", 3, "0+5="),
+        (7, "train", 0, "5+7="),
+        (7, "eval", 3, "6+8="),
     ],
 )
 def test_addresses_are_pinned(seed, split, index, prompt):

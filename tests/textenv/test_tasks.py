@@ -130,12 +130,12 @@ def test_seeds_and_indices_give_other_problems(id):
     ("id", "address", "prompt", "reference"),
     [
         ("Arithmetic", (0, "train", 0), "86+67=", "153"),
-        ("Arithmetic", (7, "eval", 12345), "45+59=", "104"),
+        ("Arithmetic", (7, "eval", 12345), "87+56=", "143"),
         ("Reverse", (0, "train", 1), "Reverse chbb: ", "bbhc"),
         ("Sort", (7, "eval", 12345), "Sort dae: ", "ade"),
         ("Copy", (0, "train", 1), "Copy dadge: ", "dadge"),
         ("GuessNumber", (7, "eval", 12345), "Find the number from 1 to 20. You have 6 guesses.\n", "13"),
-        ("TryAgain", (7, "eval", 12345), "45+59=", "104"),
+        ("TryAgain", (7, "eval", 12345), "87+56=", "143"),
         ("ProbeDelayedCopy", (7, "eval", 12345), "c", "c"),
         (
             "Countdown",

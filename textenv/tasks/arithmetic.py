@@ -22,7 +22,7 @@ class Arithmetic(Task):
 
     Example:
         >>> Arithmetic(digits=1).problem(seed=0, split="train", index=0)
-        Problem(prompt='8+6=', reference='14', info={})
+        Problem(prompt='5+2=', reference='7', info={})
     """
 
     def __init__(self, digits: int = 2, operators: str = "+") -> None:
@@ -34,6 +34,13 @@ class Arithmetic(Task):
         # A product has 2·digits digits; then the end token, and some room for answers that are too long.
         self.max_new_tokens = 2 * digits + 4
         self.max_tokens = TEMPLATE_ROOM + 16 * digits
+
+    def key(self, problem: Problem) -> str:
+        """``12+34=`` and ``34+12=`` are one problem: who has seen one has seen the other."""
+        for operator in "+*":
+            if operator in problem.prompt:
+                return operator.join(sorted(problem.prompt.rstrip("=").split(operator)))
+        return problem.prompt
 
     def draw(self, rng: np.random.Generator) -> Problem:
         smallest = 0 if self.digits == 1 else 10 ** (self.digits - 1)

@@ -124,6 +124,12 @@ class TryAgain(Task):
     def problem(self, seed: int, split: str, index: int) -> Problem:
         return self.inner.problem(seed, split, index)
 
+    def size(self, split: str) -> int | None:
+        return self.inner.size(split)
+
+    def preview(self, split: str) -> Sequence[Problem]:
+        return self.inner.preview(split)
+
     def key(self, problem: Problem) -> str:
         return self.inner.key(problem)
 
