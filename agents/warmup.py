@@ -45,7 +45,7 @@ def embedded_policy(env_id: str, task: Task, tokenizer: Tokenizer, *, seed: int,
     folder = cache_folder() / f"{TINY}-{_fingerprint(env_id, task, tokenizer, seed)}"
     if folder.exists():
         return load_model(folder, tokenizer, device)
-    warm_up(policy, task, title=f"warm-up {env_id}", seed=seed)
+    warm_up(policy, task, seed=seed)
     new = folder.with_name(f"{folder.name}.{os.getpid()}")
     policy.save(new)
     os.replace(new, folder)
@@ -58,7 +58,7 @@ def cache_folder() -> Path:
     return Path(folder).expanduser()
 
 
-def warm_up(policy: Policy, task: Task, *, title: str, seed: int) -> None:
+def warm_up(policy: Policy, task: Task, *, seed: int) -> None:
     """Teach ``policy`` by supervised fine-tuning until it solves two fifths of unseen training problems.
 
     What is kept is the running average of the weights (Polyak and Juditsky, 1992), which solves far more than the weights
@@ -68,7 +68,7 @@ def warm_up(policy: Policy, task: Task, *, title: str, seed: int) -> None:
     teacher = Rollout(task, NativeEngine(policy), policy, seed=seed)
     prober = Rollout(task, NativeEngine(average), average, seed=seed + 1)
     learner = Learner(policy)
-    with LiveLine(title, MAX_STEPS) as line:
+    with LiveLine("warm-up", MAX_STEPS) as line:
         for step in range(1, MAX_STEPS + 1):
             learner.set_learning_rate(LEARNING_RATE * min(1.0, step / RISE_STEPS))
             batch = demonstrations(teacher.begin((step - 1) * BATCH, BATCH)).to(policy.device)

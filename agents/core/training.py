@@ -48,7 +48,7 @@ class Training:
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
         self.run = Run(folder, describe(agent), resume=agent.resumed)
         self.run.forget_after(agent.start)
-        self._line = LiveLine(f"{agent.name} {agent.env_id}", steps * episodes_per_step)
+        self._line = LiveLine(agent.name, steps * episodes_per_step)
 
     def __enter__(self) -> Training:
         print(f"the run is in {self.run.folder}", flush=True)
