@@ -28,7 +28,7 @@ HINTS = """
 
 
 imported: list[str] = []
-"""Modules that `--import` brought in, for a run to remember and for commands that it suggests."""
+"""Modules that this command's `--import` brought in, for a run to remember and for commands that it suggests."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    imported.clear()
     try:
         _import_modules(arguments)
         if not arguments or arguments[0] in ("-h", "--help"):
