@@ -92,10 +92,8 @@ def _show(agent: Agent) -> None:
         soft_wrap=True,
     )
     if not training.taught:
-        console.print(
-            "[bold]Nothing was learned:[/bold] in no step did the rewards of a group differ. "
-            f"See what is answered and earned: textenv generate {agent.env_id} --model {escape(str(training.run.folder))}\n"
-        )
+        console.print("[bold]Nothing was learned:[/bold] in no step did the rewards of a group differ.")
+        console.print("The first command below shows what is answered and what it earns.\n")
     console.print("What to try next:")
     for command in _next_steps(agent, training):
         console.print(f"  {escape(command)}", soft_wrap=True)

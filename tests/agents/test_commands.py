@@ -169,3 +169,8 @@ def test_a_model_too_narrow_for_its_tokenizer_or_the_context_is_refused_before_i
         with pytest.raises(SystemExit):
             train(str(model))
         assert wanted in capsys.readouterr().err
+
+
+def test_a_run_in_which_nothing_could_be_learned_says_so(fresh_model, capsys):
+    train(fresh_model("textenv/ProbeConstant-v0"), "textenv/ProbeConstant-v0")
+    assert "Nothing was learned: in no step did the rewards of a group differ" in capsys.readouterr().out
