@@ -20,6 +20,7 @@ from agents.core.losses import count_denominators
 from agents.grpo import GRPO, GRPOConfig
 from agents.grpo.grpo import grpo_loss
 from rewards import RewardError, Score, ungraded
+from textenv.tasks.tabular import policy_gradient
 
 # Two sequences of three and two tokens; the last entry of the second row is padding and holds junk.
 SAMPLED_BT = torch.tensor([[True, True, True], [True, True, False]])
@@ -416,3 +417,44 @@ def test_an_ungraded_episode_has_no_gradient_with_a_kl_term_either(fresh_model, 
     batch.scores[1] = ungraded("time-out")
     agent._update(batch, torch.zeros(4), agent.frozen_reference(), 0)
     assert sorted(seen) == [0, 2, 3]
+
+
+def test_its_expected_gradient_is_the_exact_policy_gradient_on_a_tabular_task():
+    """Every group of two, weighted by its probability. Each sample's own reward stands in the mean it is compared with, so
+    (G - 1)/G = 1/2 of the gradient is left (a constant factor), and nothing else is lost."""
+    task = textenv.make_task("textenv/Tabular-v0")
+    generator = torch.Generator().manual_seed(0)
+    logits_SV = torch.randn(len(task.states), task.vocab, dtype=torch.float64, generator=generator).requires_grad_()
+    state = {tokens: s for s, tokens in enumerate(task.states)}
+    width = max(map(len, task.completions))
+    sampled_CT = torch.tensor([[t < len(tokens) for t in range(width)] for tokens in task.completions])
+    logp_SV = logits_SV.log_softmax(dim=1)
+    logp_CT = torch.stack(
+        [
+            torch.stack(
+                [logp_SV[state[tokens[:t]], tokens[t]] if t < len(tokens) else logp_SV[0, 0] for t in range(width)]
+            )
+            for tokens in task.completions
+        ]
+    )
+    probability_C = torch.where(sampled_CT, logp_CT, 0.0).sum(dim=1).exp().detach()
+    assert probability_C.sum().item() == pytest.approx(1.0)
+
+    config = GRPOConfig(aggregation="sequence_sum", scale_rewards="none")
+    expected_loss = torch.zeros((), dtype=torch.float64)
+    for one in range(len(task.completions)):
+        for other in range(len(task.completions)):
+            rows = torch.tensor([one, other])
+            returns = torch.tensor(task.return_C[[one, other]], dtype=torch.float64)
+            loss, _ = grpo_loss(
+                Scored(torch.arange(2), sampled_CT[rows], logp_CT[rows], torch.zeros(2, width)),
+                config=config,
+                advantage_B=group_advantages(returns, torch.zeros(2), config.scale_rewards),
+                old_BT=None,
+                reference_BT=None,
+                denominators=count_denominators(sampled_CT[rows], width),
+            )
+            expected_loss = expected_loss + probability_C[one] * probability_C[other] * loss
+    expected_loss.backward()
+    exact_SV = policy_gradient(logits_SV.detach().numpy(), task.choice_CSV, task.return_C)
+    np.testing.assert_allclose(-logits_SV.grad.numpy(), exact_SV / 2, rtol=1e-6, atol=1e-9)
