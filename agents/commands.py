@@ -8,7 +8,7 @@ import shlex
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -151,8 +151,8 @@ def evaluate(
     episodes: int = 512,
     temperature: float = 0.0,
     seed: int = 0,
-    split: str = "eval",
-    device: str = "auto",
+    split: Literal["train", "eval"] = "eval",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     options: Options = {},  # noqa: B006
     json_file: Path | None = None,
 ) -> None:
@@ -164,8 +164,8 @@ def evaluate(
         episodes: how many problems to play.
         temperature: of the sampling; 0 is greedy.
         seed: of problems and sampling.
-        split: "eval", or "train".
-        device: "auto", "cpu" or "cuda".
+        split: which problems.
+        device: where the model runs; "auto" takes a GPU when there is one.
         options: options of the environment.
         json_file: also write the figures here.
     """
@@ -199,8 +199,8 @@ def generate(
     group_size: int = 4,
     temperature: float = 1.0,
     seed: int = 0,
-    split: str = "eval",
-    device: str = "auto",
+    split: Literal["train", "eval"] = "eval",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     options: Options = {},  # noqa: B006
     out: Path | None = None,
 ) -> None:
@@ -213,8 +213,8 @@ def generate(
         group_size: completions a problem.
         temperature: of the sampling; 0 is greedy.
         seed: of problems and sampling.
-        split: "eval", or "train".
-        device: "auto", "cpu" or "cuda".
+        split: which problems.
+        device: where the model runs; "auto" takes a GPU when there is one.
         options: options of the environment.
         out: write the episodes here as JSON lines, tokens and log-probabilities included, instead of showing them.
     """

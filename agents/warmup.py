@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import rewards
 from agents.core.config import TINY
 from agents.core.engines.native import NativeEngine
 from agents.core.evaluate import evaluate
@@ -96,5 +97,7 @@ def _fingerprint(env_id: str, task: Task, tokenizer: Tokenizer, seed: int) -> st
     """Names a warm-up by what it would teach: a task that was edited gets another one."""
     problems = [task.problem(seed, "train", i) for i in range(32)]
     shown = [task.demonstrate(Transcript(problem, (), (), Finish.NONE)) for problem in problems]
-    taught = [VERSION, env_id, tokenizer.name, seed, task.max_tokens, [problem.prompt for problem in problems], shown]
+    # The reward says when it is enough, the limits what is asked of the model.
+    task_settings = [rewards.as_reward(task.reward).name, task.max_new_tokens, task.max_tokens, task.turns]
+    taught = [VERSION, env_id, tokenizer.name, seed, task_settings, [problem.prompt for problem in problems], shown]
     return hashlib.blake2b(json.dumps(taught).encode(), digest_size=8).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ class Rollout:
         task: what is asked.
         engine: generates the completions.
         policy: for its tokenizer and the width of its logits.
-        reward: default the task's own.
         seed: of the problems.
         split: ``train`` or ``eval``.
         max_ungraded: largest share of a rollout that the reward may leave ungraded before the run stops.
@@ -45,7 +43,6 @@ class Rollout:
         engine: Engine,
         policy: Policy,
         *,
-        reward: Any = None,
         seed: int = 0,
         split: str = "train",
         max_ungraded: float = 0.5,
@@ -53,7 +50,7 @@ class Rollout:
         kl_beta: float = 0.0,
     ) -> None:
         self.task, self.engine, self.policy = task, engine, policy
-        self.reward = rewards.as_reward(task.reward if reward is None else reward)
+        self.reward = rewards.as_reward(task.reward)
         self.split = split
         self.max_ungraded = max_ungraded
         self.reference, self.kl_beta = reference, kl_beta

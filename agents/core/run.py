@@ -9,7 +9,7 @@
     tensorboard/           the metrics, for TensorBoard
     evaluation_before.json, evaluation_after.json   on held-out problems
 
-Files appear whole or not at all: each is written beside its place and renamed into it.
+``metrics.jsonl`` grows by lines. All else appears whole or not at all: it is written beside its place and renamed into it.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Run:
         else:
             (self.folder / "rollouts").mkdir(parents=True, exist_ok=True)
             (self.folder / "checkpoints").mkdir(exist_ok=True)
+            # A start that failed may have left one, of other settings.
+            (self.folder / "evaluation_before.json").unlink(missing_ok=True)
             _write_text(self.folder / "config.json", json.dumps(self.config, indent=2))
         self._board: Any = None
         self._first_step = 1
@@ -176,12 +178,10 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
 
 
 def _never_started(folder: Path) -> bool:
-    """Whether a run there failed before its first step, so that nothing is lost by starting anew."""
-    return (
-        (folder / "config.json").exists()
-        and (folder / "rollouts").is_dir()
-        and not any((folder / "rollouts").iterdir())
-    )
+    """Whether a run there ended before its first step was kept, so that nothing is lost by starting anew."""
+    early = {"config.json", "config.json.new", "rollouts", "checkpoints", "evaluation_before.json", "tensorboard"}
+    kept = [*folder.glob("rollouts/*"), *folder.glob("checkpoints/*")]
+    return (folder / "rollouts").is_dir() and {path.name for path in folder.iterdir()} <= early and not kept
 
 
 def _check_same(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -362,6 +362,25 @@ def test_a_start_that_failed_does_not_block_the_next(fresh_model, config):
     GRPO("textenv/ProbeOneHot-v0", dataclasses.replace(settings, reward=None)).learn()
 
 
+def test_a_start_that_failed_leaves_no_figure_to_the_next(fresh_model, config, monkeypatch):
+    settings = config(fresh_model("textenv/ProbeLength-v0"))
+    monkeypatch.setattr(GRPO, "_update", lambda *arguments: 1 / 0)  # after the first evaluation, before a step is kept
+    with pytest.raises(ZeroDivisionError):
+        GRPO("textenv/ProbeLength-v0", settings).learn()
+    monkeypatch.undo()
+    other = dataclasses.replace(settings, model=fresh_model("textenv/ProbeLength-v0", "gpt2"))
+    agent = GRPO("textenv/ProbeLength-v0", other)
+    expected = agent.evaluate()
+    agent.learn()
+    assert agent.last_training.before == expected
+
+
+def test_a_start_killed_before_it_had_written_anything_does_not_block_the_next(fresh_model, config, tmp_path):
+    settings = config(fresh_model("textenv/ProbeOneHot-v0"))
+    (tmp_path / settings.run_dir / "rollouts").mkdir(parents=True)
+    GRPO("textenv/ProbeOneHot-v0", settings).learn()
+
+
 def test_references_and_parts_of_numpys_types_are_kept(fresh_model, config, tmp_path):
     class Next(textenv.Task):
         """The next letter's number."""

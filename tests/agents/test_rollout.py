@@ -202,7 +202,9 @@ def test_returns_keep_the_precision_of_scores():
         def __call__(self, samples):
             return [rewards.Score(1e8 + len(s.tokens)) for s in samples]
 
-    rollout, _ = make_rollout(task=Spread(), reward=Large())
+    task = Spread()
+    task.reward = Large()
+    rollout, _ = make_rollout(task=task)
     batch = rollout.collect(0, 1, 16, temperature=1.0, seed=(0,))
     assert (batch.return_B - 1e8).tolist() == batch.sampled_BT.sum(dim=1).tolist()
 

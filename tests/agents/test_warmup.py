@@ -60,6 +60,14 @@ def test_a_task_that_was_edited_is_warmed_up_again():
     assert len(names) == 2
 
 
+def test_another_reward_is_another_warm_up():
+    names = set()
+    for reward in ("exact", "format_tags"):
+        task = textenv.make_task("textenv/Copy-v0", reward=reward)
+        names.add(warmup._fingerprint("textenv/Copy-v0", task, task.tokenizer(), 0))
+    assert len(names) == 2
+
+
 def test_a_task_without_demonstrations_starts_from_fresh_weights(capsys):
     policy = warmed("textenv/ProbeConstant-v0")
     assert "starts from fresh weights" in capsys.readouterr().out
