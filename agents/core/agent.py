@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 from agents.core.config import TINY, AgentConfig
+from agents.core.critic import Critic
 from agents.core.engines.base import Sampling
 from agents.core.engines.native import NativeEngine
 from agents.core.evaluate import Evaluation, evaluate
 from agents.core.learner import Learner
+from agents.core.lora import AdapterOff, add_lora, check_lora_installed
 from agents.core.models import check_model_fits, load_model
-from agents.core.policy import Policy
+from agents.core.policy import Policy, Scorer
 from agents.core.rollout import Rollout
-from agents.core.run import check_run_folder
+from agents.core.run import STATE_FILE, check_run_folder
 from agents.core.sources import checkpoints, find_model, validate_model_source
-from agents.core.training import Training
+from agents.core.training import Callback, Training
 from textenv.commands import parse_options
 from textenv.episodes import Episodes
 from textenv.registry import make_task
@@ -62,13 +64,15 @@ class Agent:
         run_dir = self.config.run_dir
         if run_dir is not None:
             check_run_folder(run_dir, resume=resume)
-        checkpoint = checkpoints(run_dir)[-1:] if resume and run_dir is not None else []
+        checkpoint = checkpoints(run_dir)[-1] if resume and run_dir is not None and checkpoints(run_dir) else None
         self.resumed = resume
         self.task = make_task(env_id, **task_options(self.config))
-        self.policy = load_policy(env_id, self.task, self.config, *checkpoint)
+        self.check_before_loading()
+        self.policy = self._load_policy(checkpoint)
         self.engine = NativeEngine(self.policy)
         self.learner = Learner(
             self.policy,
+            critic=self.make_critic(),
             weight_decay=self.config.weight_decay,
             max_grad_norm=self.config.max_grad_norm,
             tokens_per_microbatch=self.config.tokens_per_microbatch,
@@ -77,27 +81,42 @@ class Agent:
         self.last_training: Training | None = None
         self.start = 0
         """the first step that is still to do"""
-        for folder in checkpoint:
-            self.learner.load(folder)
-            self.start = int(folder.name)
+        self.state: dict[str, float] = {}
+        """numbers that grow from step to step, kept in every checkpoint"""
+        self._state_at_start: dict[str, float] = {"episodes": 0}
+        if checkpoint is not None:
+            self.start = int(checkpoint.name)
+            self._state_at_start = json.loads((checkpoint / STATE_FILE).read_text())
+            self.learner.load(checkpoint)
 
     @property
     def temperature(self) -> float:
         """At which completions are sampled, and tokens scored."""
         return 1.0
 
-    def learn(self, total_episodes: int | None = None) -> Self:
+    def check_before_loading(self) -> None:
+        """Refuse what an agent cannot do, before its model loads."""
+        if self.config.lora_rank:
+            check_lora_installed()
+
+    def make_critic(self) -> Critic | None:
+        """The value function that is trained beside the policy, if any."""
+        return None
+
+    def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         """Train, keeping a run; see ``run_dir`` of the config.
 
         Args:
             total_episodes: default that of the config.
+            callback: called with the :class:`~agents.core.training.Training` after every step; returning False stops it.
         """
         raise NotImplementedError
 
-    def training(self, total_episodes: int | None, episodes_per_step: int) -> Training:
+    def training(self, total_episodes: int | None, episodes_per_step: int, callback: Callback | None) -> Training:
         """The frame of a run: counts steps, shows and keeps metrics, leaves checkpoints, evaluates before and after."""
         steps = math.ceil((total_episodes or self.config.total_episodes) / episodes_per_step)
-        self.last_training = Training(self, steps, episodes_per_step)
+        self.state = dict(self._state_at_start)
+        self.last_training = Training(self, steps * episodes_per_step, callback)
         return self.last_training
 
     def rollout(self, split: str = "train", **options: Any) -> Rollout:
@@ -105,8 +124,17 @@ class Agent:
         options = {"seed": self.config.seed, "max_ungraded": self.config.max_ungraded, **options}
         return Rollout(self.task, self.engine, self.policy, split=split, **options)
 
-    def frozen_reference(self) -> Policy:
-        """A copy of the policy as it was before the first step, whose weights stay."""
+    def _load_policy(self, checkpoint: Path | None) -> Policy:
+        if not self.config.lora_rank:
+            return load_policy(self.env_id, self.task, self.config, checkpoint)
+        policy = load_policy(self.env_id, self.task, self.config)
+        add_lora(policy, self.config.lora_rank, seed=self.config.seed)
+        return policy
+
+    def frozen_reference(self) -> Scorer:
+        """The policy as it was before the first step: a copy whose weights stay, or the policy with its adapters off."""
+        if self.config.lora_rank:
+            return AdapterOff(self.policy)
         source = self.policy if self.start == 0 else load_policy(self.env_id, self.task, self.config)
         return copy.deepcopy(source).requires_grad_(False)
 

@@ -40,6 +40,8 @@ class AgentConfig:
     """Training ends after this many episodes, rounded up to whole steps."""
     prompts_per_step: int = 32
     """Problems a step."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on all linear layers instead of the weights; 0 trains the weights."""
     learning_rate: float | None = None
     """Of Adam; default 3e-4 for the tiny model, 1e-6 for others."""
     learning_rate_decay: Literal["linear", "constant"] = "linear"
@@ -69,7 +71,7 @@ class AgentConfig:
             "checkpoint_every",
         ):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        for name in ("warmup_steps", "weight_decay", "seed", "lora_rank"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.seed < 2**32, "seed", "below 2**32", self.seed)
         require(0 <= self.max_ungraded < 1, "max_ungraded", "from 0 to below 1", self.max_ungraded)
@@ -85,10 +87,10 @@ class AgentConfig:
             return self.learning_rate
         return 3e-4 if self.model == TINY else 1e-6
 
-    def learning_rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step ``step`` out of ``steps``, counted from 0."""
+    def learning_rate_at(self, step: int, done: float) -> float:
+        """The learning rate of step ``step``, counted from 0, when a share ``done`` of the training lies behind it."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        fall = 1 - step / steps if self.learning_rate_decay == "linear" else 1.0
+        fall = 1 - done if self.learning_rate_decay == "linear" else 1.0
         return self.base_learning_rate * rise * fall
 
 

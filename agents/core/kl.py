@@ -40,3 +40,23 @@ def kl_estimate(logp_BT: Tensor, ref_BT: Tensor, estimator: Estimator) -> Tensor
     if estimator == "k3":
         return ((-difference_BT).exp() - 1 + difference_BT).clamp(max=10)
     raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+
+
+def adapt_kl_coef(coef: float, kl: float, target: float, episodes: int, horizon: int = 10_000) -> float:
+    """The KL coefficient for the next batch: ``coef (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon)``.
+
+    Ziegler et al., arXiv:1909.08593, section 2.2.
+
+    Args:
+        coef: of this batch.
+        kl: measured on it, in nats a sequence: the mean over episodes of the k1 estimate summed over tokens.
+        target: wanted, in the same unit.
+        episodes: in the batch.
+        horizon: episodes over which a KL that is 20 % too large raises the coefficient e^0.2-fold.
+
+    Example:
+        >>> round(adapt_kl_coef(0.2, kl=7.0, target=5.0, episodes=50, horizon=1000), 6)
+        0.202
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * episodes / horizon)

@@ -12,34 +12,48 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.core.policy import Policy
+from agents.core.critic import Critic
+from agents.core.lora import adapters, load_adapters, save_adapters
+from agents.core.policy import Policy, Scorer
 from agents.core.trajectories import Trajectories
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+CRITIC_FILE = "critic.safetensors"
 
 
 @dataclass(frozen=True)
 class Scored:
     """Some rows of a batch as the current policy scores them: ``rows`` (R,) of the batch, cut to their own width T.
 
-    ``logp_RT`` carries the gradient; ``entropy_RT`` does not. Both are 0 where ``sampled_RT`` is False.
+    ``logp_RT`` and, with a critic, ``value_RT`` carry the gradient; ``entropy_RT`` does not. All are 0 where ``sampled_RT``
+    is False.
     """
 
     rows: Tensor
     sampled_RT: Tensor
     logp_RT: Tensor
     entropy_RT: Tensor
+    value_RT: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """These rows of something of the whole batch, ``(B,)`` or ``(B, T)``."""
+        return x[self.rows] if x.dim() == 1 else x[self.rows, : self.sampled_RT.shape[1]]
 
 
 Loss = Callable[[Scored], tuple[Tensor, dict[str, Tensor]]]
 """A micro-batch's share of the batch's loss, a scalar, and of its metrics: the shares of any split must sum to the same."""
 
 
+Beside = tuple[Trajectories, Loss]
+"""Another batch to be learned in the same optimiser step, with its own loss."""
+
+
 class Learner:
     """Adam with decoupled weight decay and gradient clipping. The learning rate is set from outside, step by step.
 
     Args:
-        policy: what is trained.
+        policy: what is trained; of a policy with adapters only these.
+        critic: trained beside it, its gradient clipped on its own.
         weight_decay: decoupled.
         max_grad_norm: longer gradients are scaled down to this.
         tokens_per_microbatch: most tokens, padding included, that go through the model at once; a memory setting that
@@ -51,31 +65,40 @@ class Learner:
         self,
         policy: Policy,
         *,
+        critic: Critic | None = None,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         tokens_per_microbatch: int = 16_384,
         temperature: float = 1.0,
     ) -> None:
-        self.policy = policy
+        self.policy, self.critic = policy, critic
         self.max_grad_norm = max_grad_norm
         self.tokens_per_microbatch = tokens_per_microbatch
         self.temperature = temperature
+        of_critic = [] if critic is None else critic.trained_parameters()
+        others = {id(parameter) for parameter in of_critic}
+        of_policy = [p for p in policy.parameters() if p.requires_grad and id(p) not in others]
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True
+            [{"params": parameters} for parameters in (of_policy, of_critic) if parameters],
+            lr=0.0,
+            betas=(0.9, 0.999),
+            weight_decay=weight_decay,
+            fused=True,
         )
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of the steps to come."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        """Of the steps to come; the critic's is larger by its own factor."""
+        rates = [rate] if self.critic is None else [rate, rate * self.critic.learning_rate_factor]
+        for group, value in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = value
 
-    def step(self, batch: Trajectories, rows: Tensor, loss: Loss) -> dict[str, float]:
-        """One optimiser step on ``rows`` of ``batch``.
+    def step(self, batch: Trajectories, rows: Tensor, loss: Loss, *, beside: Beside | None = None) -> dict[str, float]:
+        """One optimiser step on ``rows`` of ``batch``, and on the whole of another batch beside it.
 
         Returns:
-            ``loss``, ``grad_norm`` before clipping, ``entropy`` in nats a token, ``logp_gap`` and ``logp_gap_max``
-            (absolute difference in nats between a token's log-probability as sampled and as scored here), and the sums of
-            the metrics that ``loss`` gives.
+            ``loss``, ``grad_norm`` before clipping (and ``critic_grad_norm``), ``entropy`` in nats a token, ``logp_gap`` and
+            ``logp_gap_max`` (absolute difference in nats between a token's log-probability as sampled and as scored here),
+            and the sums of the metrics that the losses give.
 
         Raises:
             FloatingPointError: the gradient is not finite; the weights are as before.
@@ -97,32 +120,56 @@ class Learner:
                 "logp_gap": gap_RT.sum() / tokens,
             }
             sums = {name: value + sums.get(name, 0.0) for name, value in metrics.items()}
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient's norm is {norm} at a loss of {float(sums['loss'])}; the weights were left as they were. "
-                "Lower the learning rate, or use float32"
-            )
+        if beside is not None:
+            other, other_loss = beside
+            for part in self.microbatches(other, other.rows):
+                share, metrics = other_loss(self.score(other, part))
+                share.backward()
+                sums = {**sums, **{name: value + sums.get(name, 0.0) for name, value in metrics.items()}}
+        norms = self._clip(float(sums["loss"]))
         self.optimizer.step()
         totals = {name: float(value) for name, value in sums.items()}
-        return {**totals, "grad_norm": norm, "logp_gap_max": float(gap_max)}
+        return {**totals, **norms, "logp_gap_max": float(gap_max)}
 
-    def score(self, batch: Trajectories, rows: Tensor, policy: Policy | None = None) -> Scored:
-        """Score ``rows`` with the current weights, or those of another policy, cut to the longest of them."""
-        width = int(batch.length_B[rows].max())
-        tokens_RT = batch.tokens_BT[rows, :width]
-        sampled_RT = batch.sampled_BT[rows, :width]
-        logp_RT, entropy_RT = (policy or self.policy).logprobs(tokens_RT, sampled_RT, self.temperature)
-        return Scored(rows, sampled_RT, logp_RT, entropy_RT)
+    def _clip(self, loss: float) -> dict[str, float]:
+        """Scale long gradients down, the policy's and the critic's each on its own; their norms before that."""
+        norms = {}
+        for name, group in zip(("grad_norm", "critic_grad_norm"), self.optimizer.param_groups, strict=False):
+            norms[name] = norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient's norm is {norm} at a loss of {loss}; the weights were left as they were. "
+                    "Lower the learning rate, or use float32"
+                )
+        return norms
+
+    def score(self, batch: Trajectories, rows: Tensor) -> Scored:
+        """Score ``rows`` with the current weights, cut to the longest of them."""
+        tokens_RT, sampled_RT = _cut(batch, rows)
+        logp_RT, entropy_RT, hidden_NH = self.policy.score(tokens_RT, sampled_RT, self.temperature)
+        value_RT = None if self.critic is None else self.critic(tokens_RT, sampled_RT, hidden_NH)
+        return Scored(rows, sampled_RT, logp_RT, entropy_RT, value_RT)
 
     @torch.no_grad()
-    def logprobs(self, batch: Trajectories, rows: Tensor, policy: Policy | None = None) -> Tensor:
+    def logprobs(self, batch: Trajectories, rows: Tensor, policy: Scorer | None = None) -> Tensor:
         """``logp_BT`` of ``rows`` under the current weights, or those of another policy; 0 in all other rows."""
         logp_BT = torch.zeros_like(batch.logp_BT)
         for part in self.microbatches(batch, rows):
-            scored = self.score(batch, part, policy)
-            logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
+            tokens_RT, sampled_RT = _cut(batch, part)
+            logp_RT, _ = (policy or self.policy).logprobs(tokens_RT, sampled_RT, self.temperature)
+            logp_BT[part, : logp_RT.shape[1]] = logp_RT
         return logp_BT
+
+    @torch.no_grad()
+    def logprobs_and_values(self, batch: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``logp_BT`` and ``value_BT`` of ``rows`` under the current weights, in one pass; 0 in all other rows."""
+        logp_BT, value_BT = torch.zeros_like(batch.logp_BT), torch.zeros_like(batch.logp_BT)
+        for part in self.microbatches(batch, rows):
+            scored = self.score(batch, part)
+            assert scored.value_RT is not None
+            logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
+            value_BT[part, : scored.logp_RT.shape[1]] = scored.value_RT
+        return logp_BT, value_BT
 
     def measure_gap(self, batch: Trajectories, rows: Tensor) -> dict[str, float]:
         """``logp_gap`` and ``logp_gap_max`` of ``rows``, as :meth:`step` has them, where there is no step to take."""
@@ -131,13 +178,21 @@ class Learner:
         return {"logp_gap": float(gap_N.mean()), "logp_gap_max": float(gap_N.max())}
 
     def save(self, folder: Path) -> None:
-        """Write the optimiser's state to ``folder``."""
+        """Write the optimiser's state to ``folder``, and what is trained that a saved policy does not hold."""
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{index}/{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
         save_file(tensors, folder / OPTIMIZER_FILE)
+        if self.critic is not None:
+            save_file(self.critic.state_dict(), folder / CRITIC_FILE)
+        if adapters(self.policy.model):
+            save_adapters(self.policy, folder)
 
     def load(self, folder: Path) -> None:
-        """Take the optimiser's state from ``folder``, where :meth:`save` left it."""
+        """Take from ``folder`` what :meth:`save` left there."""
+        if adapters(self.policy.model):
+            load_adapters(self.policy, folder)
+        if self.critic is not None:
+            self.critic.load_state_dict(load_file(folder / CRITIC_FILE))
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(folder / OPTIMIZER_FILE).items():
             index, name = key.split("/")
@@ -156,6 +211,12 @@ class Learner:
             part.append(row)
         if part:
             yield torch.tensor(part, device=rows.device)
+
+
+def _cut(batch: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of ``rows``, and which of them were sampled, as wide as the longest."""
+    width = int(batch.length_B[rows].max())
+    return batch.tokens_BT[rows, :width], batch.sampled_BT[rows, :width]
 
 
 def shuffled_parts(rows: Tensor, parts: int, seed: tuple[int, ...]) -> Iterator[Tensor]:

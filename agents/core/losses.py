@@ -65,23 +65,52 @@ def aggregate(x_BT: Tensor, sampled_BT: Tensor, mode: Aggregation, denominators:
     raise ValueError(f"mode must be 'token_mean', 'sequence_mean', 'sequence_sum' or 'constant', got {mode!r}")
 
 
-def clipped_surrogate(logp_BT: Tensor, old_BT: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+def clipped_surrogate(
+    logp_BT: Tensor, old_BT: Tensor, advantage: Tensor, low: float, high: float, ratio_max: float | None = None
+) -> Tensor:
     """PPO's clipped surrogate at each token: ``max(-r A, -clip(r, 1 - low, 1 + high) A)`` with r = exp(logp - old).
 
     PPO, arXiv:1707.06347, eq. 7; ``high`` above ``low`` is DAPO's clip-higher, arXiv:2503.14476, eq. 10. The clip is
-    one-sided: it only takes away the gradient that would move r further out. Log ratios are clamped to ±20 first.
+    one-sided: it only takes away the gradient that would move r further out, so where A < 0 the loss grows with r without
+    end, unless ``ratio_max`` caps r there (INTELLECT-2, arXiv:2505.07291; the same as the dual clip of
+    arXiv:1912.09729). Log ratios are clamped to ±20 first.
 
     Args:
         logp_BT: log-probabilities under the current policy, differentiable.
         old_BT: under the policy that the update started from.
         advantage: ``(B,)``, or ``(B, T)`` and finite also where nothing was sampled.
         low, high: how far the ratio may fall below and rise above 1.
+        ratio_max: largest ratio of a token with negative advantage, above ``1 + high``; beyond it the gradient is 0.
 
     Returns:
         ``(B, T)``. Where no token was sampled it means nothing and is for :func:`aggregate` to leave out.
     """
-    ratio_BT, advantage_BT = _ratio(logp_BT, old_BT), _per_token(advantage)
-    return torch.maximum(-ratio_BT * advantage_BT, -ratio_BT.clamp(1 - low, 1 + high) * advantage_BT)
+    ratio_BT, advantage_BT = token_ratio(logp_BT, old_BT), _per_token(advantage)
+    loss_BT = torch.maximum(-ratio_BT * advantage_BT, -ratio_BT.clamp(1 - low, 1 + high) * advantage_BT)
+    if ratio_max is None:
+        return loss_BT
+    return torch.where(advantage_BT < 0, torch.minimum(loss_BT, -ratio_max * advantage_BT), loss_BT)
+
+
+def value_loss(value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, clip: float | None) -> Tensor:
+    """Half the squared error of the critic at each token: ``max((V - ret)², (clip(V, V_old ± clip) - ret)²) / 2``.
+
+    The clipped form of the first PPO implementations, compared in arXiv:2006.05990.
+
+    Args:
+        value_BT: values under the current critic, differentiable.
+        old_value_BT: before the first update on the batch.
+        return_BT: what they should be.
+        clip: in units of reward; None does not clip.
+
+    Returns:
+        ``(B, T)``. Where no token was sampled it means nothing.
+    """
+    loss_BT = (value_BT - return_BT).square()
+    if clip is not None:
+        near_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
+        loss_BT = torch.maximum(loss_BT, (near_BT - return_BT).square())
+    return loss_BT / 2
 
 
 @torch.no_grad()
@@ -98,13 +127,14 @@ def clip_fractions(
 
     Arguments as in :func:`clipped_surrogate`. The shares of the micro-batches of one batch sum to the batch's.
     """
-    ratio_BT, advantage_BT = _ratio(logp_BT, old_BT), _per_token(advantage)
+    ratio_BT, advantage_BT = token_ratio(logp_BT, old_BT), _per_token(advantage)
     low_BT = sampled_BT & (advantage_BT < 0) & (ratio_BT < 1 - low)
     high_BT = sampled_BT & (advantage_BT > 0) & (ratio_BT > 1 + high)
     return low_BT.sum() / denominators.tokens, high_BT.sum() / denominators.tokens
 
 
-def _ratio(logp_BT: Tensor, old_BT: Tensor) -> Tensor:
+def token_ratio(logp_BT: Tensor, old_BT: Tensor) -> Tensor:
+    """``exp(logp - old)``, the log ratio clamped to ±20, wide enough never to touch a normal one."""
     return (logp_BT - old_BT).clamp(-20, 20).exp()
 
 

@@ -6,16 +6,26 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from agents.core.lora import merged_state
 from textenv.tokenizer import Tokenizer
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread a tensor operation costs more than it saves, up to twenty times more when
 the cores are busy otherwise."""
+
+
+class Scorer(Protocol):
+    """Whatever scores tokens as :meth:`Policy.logprobs` does."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logprobs(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]: ...
 
 
 class Policy(nn.Module):
@@ -32,6 +42,7 @@ class Policy(nn.Module):
 
     Attributes:
         vocab_size: V, the width of the logits; it may exceed the tokenizer's ids.
+        hidden_size: H, the width of the states that the logits are made from.
         allowed_V: bool ``(V,)``, True for the ids the tokenizer can decode. No other id has any probability.
         max_context: most tokens the model can attend to, None when it sets no limit.
 
@@ -45,7 +56,7 @@ class Policy(nn.Module):
         super().__init__()
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        self.vocab_size: int = config.vocab_size if head is None else head.weight.shape[0]
+        self.vocab_size, self.hidden_size = head.weight.shape
         if self.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"vocabulary smaller than tokenizer's ids: the model has {self.vocab_size} logits, the tokenizer "
@@ -94,7 +105,12 @@ class Policy(nn.Module):
         return torch.log_softmax(logits / temperature, dim=-1)
 
     def logprobs(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the sampled tokens and the entropies they were drawn with.
+        """Log-probabilities of the sampled tokens and the entropies they were drawn with: :meth:`score` without states."""
+        logp_BT, entropy_BT, _ = self.score(tokens_BT, sampled_BT, temperature)
+        return logp_BT, entropy_BT
+
+    def score(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the sampled tokens, the entropies they were drawn with, and the states they were drawn in.
 
         Padding must stand on the right, where causal attention never looks at it, so no attention mask is needed.
 
@@ -104,8 +120,9 @@ class Policy(nn.Module):
             temperature: that of the sampling.
 
         Returns:
-            ``logp_BT``, differentiable, entry t being that of token t given the tokens before it, and ``entropy_BT`` in
-            nats, without gradient. Both float32 and 0 where not sampled.
+            ``logp_BT``, differentiable, entry t being that of token t given the tokens before it; ``entropy_BT`` in
+            nats, without gradient; both float32 and 0 where not sampled. And ``hidden_NH``, differentiable: what the output
+            head made the logits of each of the N sampled tokens from, row after row.
 
         Raises:
             ValueError: a token of the first column is marked as sampled.
@@ -113,28 +130,46 @@ class Policy(nn.Module):
         columns_C = sampled_BT.any(dim=0).nonzero().squeeze(1)
         logp_BT = torch.zeros(tokens_BT.shape, device=tokens_BT.device)
         if not len(columns_C):  # still something to call backward on
-            return logp_BT.requires_grad_(torch.is_grad_enabled()), torch.zeros_like(logp_BT)
+            hidden_NH = logp_BT.new_zeros(0, self.hidden_size)
+            return logp_BT.requires_grad_(torch.is_grad_enabled()), torch.zeros_like(logp_BT), hidden_NH
         if columns_C[0] == 0:
             raise ValueError("a token of the first column is marked as sampled, but it has no context; add a prompt")
-        logits_BCV, _ = self.logits(tokens_BT[:, : columns_C[-1]], columns_C - 1, use_cache=False)
-        logp_NV = self.distribution(logits_BCV[sampled_BT[:, columns_C]], temperature)
+        with self._watched_head() as entered:
+            logits_BCV, _ = self.logits(tokens_BT[:, : columns_C[-1]], columns_C - 1, use_cache=False)
+        hidden_BCH = entered[0] if self._keeps_logits else entered[0][:, columns_C - 1]
+        sampled_BC = sampled_BT[:, columns_C]
+        logp_NV = self.distribution(logits_BCV[sampled_BC], temperature)
         logp_N = logp_NV.gather(1, tokens_BT[sampled_BT].unsqueeze(1)).squeeze(1)
         entropy_N = torch.special.entr(logp_NV.detach().exp()).sum(dim=1)
-        return logp_BT.masked_scatter(sampled_BT, logp_N), torch.zeros_like(logp_BT).masked_scatter(
-            sampled_BT, entropy_N
+        return (
+            logp_BT.masked_scatter(sampled_BT, logp_N),
+            torch.zeros_like(logp_BT).masked_scatter(sampled_BT, entropy_N),
+            hidden_BCH[sampled_BC],
         )
+
+    @contextmanager
+    def _watched_head(self) -> Iterator[list[Tensor]]:
+        """What enters the model's output head meanwhile: ``(B, C, H)`` a forward pass."""
+        entered: list[Tensor] = []
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, inputs: entered.append(inputs[0])
+        )
+        try:
+            yield entered
+        finally:
+            handle.remove()
 
     def save(self, folder: str | Path) -> None:
         """Save model and tokenizer so that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load them again.
 
         Of the model's ``generation_config`` only the end-of-sequence ids are kept: the rest recommends a sampling that
-        this policy was not trained with.
+        this policy was not trained with. A LoRA is merged into the weights written, not into those of the policy.
         """
         from transformers import GenerationConfig
 
         self.model.generation_config = GenerationConfig(eos_token_id=list(self.tokenizer.eos_ids))
         with no_progress_bar():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=merged_state(self.model))
         self.tokenizer.to_transformers().save_pretrained(folder)
 
 

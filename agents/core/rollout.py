@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import torch
 
 import rewards
 from agents.core.engines.base import Completions, Engine, Sampling
@@ -16,7 +14,6 @@ from textenv.episodes import Episodes
 from textenv.problems import ProblemStream
 from textenv.task import Task, Transcript
 from textenv.tokenizer import Tokenizer
-from textenv.wrappers import kl_penalty
 
 SAMPLING = 0x5A3B
 """First word of every sampling seed, which sets its stream apart from those of problems, replies and shuffles."""
@@ -34,7 +31,6 @@ class Rollout:
         seed: of the problems.
         split: ``train`` or ``eval``.
         max_ungraded: largest share of a rollout that the reward may leave ungraded before the run stops.
-        reference, kl_beta: take ``kl_beta`` times each token's log ratio to ``reference`` off its reward.
     """
 
     def __init__(
@@ -46,14 +42,11 @@ class Rollout:
         seed: int = 0,
         split: str = "train",
         max_ungraded: float = 0.5,
-        reference: Policy | None = None,
-        kl_beta: float = 0.0,
     ) -> None:
         self.task, self.engine, self.policy = task, engine, policy
         self.reward = rewards.as_reward(task.reward)
         self.split = split
         self.max_ungraded = max_ungraded
-        self.reference, self.kl_beta = reference, kl_beta
         self._problems = ProblemStream(task, split)
         self._problems.start(seed)
 
@@ -111,21 +104,7 @@ class Rollout:
             episodes.extend(completions.tokens, rows)
             turn += 1
         check_graded(episodes, self.max_ungraded)
-        return self._penalised(from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size), temperature)
-
-    def _penalised(self, trajectories: Trajectories, temperature: float) -> Trajectories:
-        """The trajectories, each token's reward less its share of the KL to the reference."""
-        if self.reference is None or self.kl_beta == 0:
-            return trajectories
-        device = self.reference.device
-        sampled_BT = trajectories.sampled_BT
-        with torch.no_grad():
-            reference_BT, _ = self.reference.logprobs(
-                trajectories.tokens_BT.to(device), sampled_BT.to(device), temperature
-            )
-        penalty_BT = kl_penalty(trajectories.logp_BT.double(), reference_BT.cpu().double(), self.kl_beta)
-        penalty_BT = torch.where(sampled_BT, penalty_BT, 0.0)
-        return replace(trajectories, reward_BT=trajectories.reward_BT + penalty_BT, penalty_B=penalty_BT.sum(dim=1))
+        return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size)
 
 
 def _write(logp_NT: np.ndarray, episodes: Episodes, rows: Sequence[int], completions: Completions) -> None:

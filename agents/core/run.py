@@ -33,6 +33,7 @@ from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
 SCHEMA = 1
+STATE_FILE = "state.json"
 MIN_FREE_BYTES = 64 * 2**20
 
 
@@ -85,16 +86,18 @@ class Run:
         with _replacing(self.folder / "rollouts" / f"{step:06d}.jsonl.gz") as path:
             path.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
 
-    def save_checkpoint(self, step: int, policy: Policy, learner: Learner) -> Path:
+    def save_checkpoint(self, step: int, policy: Policy, learner: Learner, state: Mapping[str, float]) -> Path:
         """Save all that the run needs to go on as if it had never stopped. Only the newest two are kept.
 
-        All else that a step depends on (problems, sampling, learning rate) is a function of the settings and its number.
+        ``state`` are the numbers that grow from step to step. All else that a step depends on (problems, sampling, learning
+        rate) is a function of these, the settings and the step's number.
         """
         folder = self.folder / "checkpoints" / f"{step:06d}"
         with _replacing(folder) as new:
             new.mkdir()
             policy.save(new)
             learner.save(new)
+            (new / STATE_FILE).write_text(json.dumps(dict(state)))
         for old in checkpoints(self.folder)[:-2]:
             shutil.rmtree(old)
         return folder

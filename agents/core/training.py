@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count
@@ -23,22 +23,31 @@ if TYPE_CHECKING:
     from agents.core.agent import Agent
 
 
+Callback = Callable[["Training"], bool | None]
+"""Called after every step; training stops when it returns False."""
+
+
 class Training:
     """Counts the steps of one run, and keeps what they leave.
 
     Used by an agent's loop::
 
-        with self.training(total_episodes, episodes_per_step) as training:
+        with self.training(total_episodes, episodes_per_step, callback) as training:
             for step in training:
                 ...
                 training.log(batch, metrics)
 
-    Each step has its learning rate set; each logged step is on disk. ``before`` and ``after`` hold the evaluations.
+    Each step has its learning rate set; each logged step is on disk. ``step`` counts the logged steps, ``episodes`` the
+    episodes that they played; ``before`` and ``after`` hold the evaluations.
     """
 
-    def __init__(self, agent: Agent, steps: int, episodes_per_step: int) -> None:
-        self.agent, self.steps, self.episodes_per_step = agent, steps, episodes_per_step
+    def __init__(self, agent: Agent, total_episodes: int, callback: Callback | None) -> None:
+        self.agent, self.total_episodes, self.callback = agent, total_episodes, callback
         self.step = agent.start
+        self.metrics: dict[str, float] = {}
+        """of the last step"""
+        self.stopped: str | None = None
+        """why training ended before its time"""
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         self.seconds = 0.0
@@ -48,7 +57,7 @@ class Training:
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
         self.run = Run(folder, describe(agent), resume=agent.resumed)
         self.run.forget_after(agent.start)
-        self._line = LiveLine(agent.name, steps * episodes_per_step)
+        self._line = LiveLine(agent.name, total_episodes)
 
     def __enter__(self) -> Training:
         print(f"the run is in {self.run.folder}", flush=True)
@@ -58,24 +67,41 @@ class Training:
         return self
 
     def __iter__(self) -> Iterator[int]:
-        for step in range(self.agent.start, self.steps):
-            self.step = step
-            self.agent.learner.set_learning_rate(self.agent.config.learning_rate_at(self.step, self.steps))
+        config = self.agent.config
+        while self.episodes < self.total_episodes and self.stopped is None:
+            rate = config.learning_rate_at(self.step, self.episodes / self.total_episodes)
+            self.agent.learner.set_learning_rate(rate)
             self._step_started = time.monotonic()
-            yield step
+            yield self.step
+        if self.stopped is not None and self.step % config.checkpoint_every:
+            self._save_checkpoint()
+
+    @property
+    def episodes(self) -> int:
+        return int(self.agent.state["episodes"])
+
+    def stop(self, why: str) -> None:
+        """End the training after this step."""
+        self.stopped = why
 
     def log(self, batch: Trajectories, metrics: Mapping[str, float]) -> None:
         """Close a step: show it, keep its metrics and episodes, and leave a checkpoint if one is due."""
         seconds = time.monotonic() - self._step_started
-        done = (self.step + 1) * self.episodes_per_step
+        self.step += 1
+        self.agent.state["episodes"] += len(batch)
         speed = int(batch.sampled_BT.sum()) / seconds
-        line = {**metrics, "episodes": done, "seconds": seconds, "tokens_per_second": speed}
+        self.metrics = {**metrics, "episodes": self.episodes, "seconds": seconds, "tokens_per_second": speed}
         self.taught |= "grad_norm" in metrics
-        self.run.log(self.step + 1, line)
-        self.run.log_rollout(self.step + 1, batch)
-        self._line.update(done, line)
-        if (self.step + 1) % self.agent.config.checkpoint_every == 0 or self.step + 1 == self.steps:
-            self.run.save_checkpoint(self.step + 1, self.agent.policy, self.agent.learner)
+        self.run.log(self.step, self.metrics)
+        self.run.log_rollout(self.step, batch)
+        self._line.update(self.episodes, self.metrics)
+        if self.step % self.agent.config.checkpoint_every == 0 or self.episodes >= self.total_episodes:
+            self._save_checkpoint()
+        if self.callback is not None and self.callback(self) is False:
+            self.stop("the callback asked for it")
+
+    def _save_checkpoint(self) -> None:
+        self.run.save_checkpoint(self.step, self.agent.policy, self.agent.learner, self.agent.state)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -84,7 +110,9 @@ class Training:
         self.seconds = time.monotonic() - self._started
         self.run.close()
         if error is None:
-            if self.agent.start < self.steps:  # an evaluation from before these steps is out of date
+            if self.stopped is not None:
+                print(f"training stopped after step {self.step}: {self.stopped}")
+            if self.agent.start < self.step:  # an evaluation from before these steps is out of date
                 (self.run.folder / "evaluation_after.json").unlink(missing_ok=True)
             self.after = self._evaluate_once("after")
         else:

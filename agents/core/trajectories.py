@@ -6,11 +6,13 @@ completions. Every mask is derived from ``source_BT``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rewards import Score
 from textenv.episodes import Episodes, Source
@@ -26,11 +28,12 @@ class Trajectories:
         source_BT: uint8, the :class:`textenv.Source` of each token.
         logp_BT: float32, log-probability of each sampled token in the distribution it was drawn from; 0 elsewhere.
         reward_BT: float64, the reward of each sampled token; a row sums to its return. 0 elsewhere.
-        penalty_B: float64, what a KL penalty added to each return, 0 without one.
+        penalty_B: float64, what penalties added to each return, 0 without any.
         group_B: int64; the completions of one problem share a number.
         scores: a :class:`rewards.Score` an episode.
         finish_B: uint8 array of :class:`textenv.Finish`, of the last completion.
         prompts, completions, references: for people; ``completions[i]`` has one text a turn.
+        reference_BT: log-probability of each sampled token under a reference policy, where one is wanted.
     """
 
     tokens_BT: Tensor
@@ -44,9 +47,15 @@ class Trajectories:
     prompts: list[str]
     completions: list[list[str]]
     references: list[object]
+    reference_BT: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
+
+    @property
+    def rows(self) -> Tensor:
+        """int64: the number of every row."""
+        return torch.arange(len(self), device=self.tokens_BT.device)
 
     @property
     def sampled_BT(self) -> Tensor:
@@ -64,8 +73,41 @@ class Trajectories:
 
         Not summed from tokens: equal scores must stay equal however their credit is spread.
         """
-        values = [torch.nan if score.value is None else score.value for score in self.scores]
-        return torch.tensor(values, dtype=torch.float64, device=self.penalty_B.device) + self.penalty_B
+        return self._per_score(lambda score: score.value) + self.penalty_B
+
+    @property
+    def graded_B(self) -> Tensor:
+        """Bool: the episodes whose reward could be told."""
+        return ~self.return_B.isnan()
+
+    @property
+    def outcome_B(self) -> Tensor:
+        """float64: ``parts["correct"]`` of each score where the reward names it, else its value; NaN for an ungraded one.
+
+        It tells right from wrong answers whatever else a reward pays for. From 1 on an answer is right.
+        """
+        return self._per_score(lambda score: score.parts.get("correct", score.value))
+
+    @property
+    def cut_B(self) -> Tensor:
+        """Bool: the episodes that spent their budget without an end."""
+        return torch.from_numpy(np.isin(self.finish_B, (Finish.LENGTH, Finish.CONTEXT))).to(self.tokens_BT.device)
+
+    @property
+    def kl_B(self) -> Tensor:
+        """float64: the k1 estimate of each episode's KL to the reference, in nats: its log ratio, summed over tokens."""
+        assert self.reference_BT is not None, "no reference has scored this batch"
+        difference_BT = self.logp_BT.double() - self.reference_BT.double()
+        return torch.where(self.sampled_BT, difference_BT, 0.0).sum(dim=1)
+
+    def penalised(self, penalty_BT: Tensor) -> Trajectories:
+        """The same episodes with ``penalty_BT`` added to the rewards of their sampled tokens."""
+        penalty_BT = torch.where(self.sampled_BT, penalty_BT.double(), 0.0)
+        return replace(self, reward_BT=self.reward_BT + penalty_BT, penalty_B=self.penalty_B + penalty_BT.sum(dim=1))
+
+    def _per_score(self, number: Callable[[Score], float | None]) -> Tensor:
+        values = [torch.nan if score.value is None else number(score) for score in self.scores]
+        return torch.tensor(values, dtype=torch.float64, device=self.penalty_B.device)
 
     def to(self, device: torch.device) -> Trajectories:
         return replace(
@@ -76,6 +118,7 @@ class Trajectories:
             reward_BT=self.reward_BT.to(device),
             penalty_B=self.penalty_B.to(device),
             group_B=self.group_B.to(device),
+            reference_BT=None if self.reference_BT is None else self.reference_BT.to(device),
         )
 
 
@@ -106,6 +149,33 @@ def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) 
     )
 
 
+def concatenate(batches: Sequence[Trajectories]) -> Trajectories:
+    """Batches without references as one, right-padded to the widest; groups are numbered on."""
+    width = max(batch.tokens_BT.shape[1] for batch in batches)
+    first = np.cumsum([0, *(int(batch.group_B.max()) + 1 for batch in batches[:-1])]).tolist()
+
+    def joined(name: str) -> Tensor:
+        arrays = [getattr(batch, name) for batch in batches]
+        return torch.cat([functional.pad(array, (0, width - array.shape[1])) for array in arrays])
+
+    def chained(name: str) -> list:
+        return [item for batch in batches for item in getattr(batch, name)]
+
+    return Trajectories(
+        tokens_BT=joined("tokens_BT"),
+        source_BT=joined("source_BT"),
+        logp_BT=joined("logp_BT"),
+        reward_BT=joined("reward_BT"),
+        penalty_B=torch.cat([batch.penalty_B for batch in batches]),
+        group_B=torch.cat([batch.group_B + start for batch, start in zip(batches, first, strict=True)]),
+        scores=chained("scores"),
+        finish_B=np.concatenate([batch.finish_B for batch in batches]),
+        prompts=chained("prompts"),
+        completions=chained("completions"),
+        references=chained("references"),
+    )
+
+
 def summary(trajectories: Trajectories) -> dict[str, float]:
     """What a step logs about its rollout: rewards, accuracy, lengths, endings, groups. Ungraded episodes are left out of
     rewards and accuracy and counted in ``ungraded_share``; a mean over none is NaN.
@@ -113,7 +183,6 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
     graded = [score for score in trajectories.scores if score.value is not None]
     values = [score.value for score in graded if score.value is not None]
     new_tokens_B = trajectories.sampled_BT.sum(dim=1).double()
-    cut_B = np.isin(trajectories.finish_B, (Finish.LENGTH, Finish.CONTEXT))
     spread = group_spread(trajectories)
     parts = sorted({name for score in graded for name in score.parts})
     return {
@@ -125,10 +194,11 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
         "ungraded_share": 1 - len(graded) / len(trajectories),
         "new_tokens_mean": float(new_tokens_B.mean()),
         "new_tokens_p95": float(new_tokens_B.quantile(0.95)),
-        "cut_share": float(cut_B.mean()),
+        "cut_share": float(trajectories.cut_B.double().mean()),
         "groups_without_spread": spread["all"],
         "groups_all_right": spread["right"],
         "groups_all_wrong": spread["wrong"],
+        **({} if trajectories.reference_BT is None else {"kl": float(trajectories.kl_B.mean())}),
     }
 
 

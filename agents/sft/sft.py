@@ -17,6 +17,7 @@ from agents.core.config import AgentConfig
 from agents.core.learner import Learner, Scored
 from agents.core.losses import aggregate, count_denominators
 from agents.core.rollout import demonstrations, encode_demonstration
+from agents.core.training import Callback
 from agents.core.trajectories import Trajectories
 from textenv.task import Finish, Task, Transcript
 from textenv.tokenizer import Tokenizer
@@ -40,13 +41,13 @@ class SFT(Agent):
     name = "sft"
     config_class = SFTConfig
 
-    def learn(self, total_episodes: int | None = None) -> Self:
+    def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         prompts = self.config.prompts_per_step
         rollout = self.rollout()
         check_demonstrations(self.task, self.policy.tokenizer)
-        with self.training(total_episodes, prompts) as training:
-            for step in training:
-                batch = demonstrations(rollout.begin(step * prompts, prompts)).to(self.policy.device)
+        with self.training(total_episodes, prompts, callback) as training:
+            for _ in training:
+                batch = demonstrations(rollout.begin(training.episodes, prompts)).to(self.policy.device)
                 metrics = sft_step(self.learner, batch, torch.arange(prompts, device=self.policy.device))
                 training.log(batch, metrics)
         return self

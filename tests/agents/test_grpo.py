@@ -17,10 +17,10 @@ import textenv
 from agents.core.advantages import group_advantages
 from agents.core.learner import Scored
 from agents.core.losses import count_denominators
+from agents.core.policy_gradient import policy_loss
+from agents.core.rollout import Rollout
 from agents.grpo import GRPO, GRPOConfig
-from agents.grpo.grpo import grpo_loss
 from rewards import RewardError, Score, ungraded
-from textenv.tasks.tabular import policy_gradient
 
 # Two sequences of three and two tokens; the last entry of the second row is padding and holds junk.
 SAMPLED_BT = torch.tensor([[True, True, True], [True, True, False]])
@@ -31,11 +31,11 @@ ADVANTAGE_B = torch.tensor([1.0, -0.5])
 
 def loss_and_gradient(**changes):
     logp_BT = torch.tensor([[-0.7, -2.4, -0.5], [-1.0, -0.9, -9.0]], requires_grad=True)
-    loss, metrics = grpo_loss(
+    loss, metrics = policy_loss(
         Scored(torch.arange(2), SAMPLED_BT, logp_BT, torch.zeros(2, 3)),
         **{
             "config": GRPOConfig(),
-            "advantage_B": ADVANTAGE_B,
+            "advantage": ADVANTAGE_B,
             "old_BT": OLD_BT,
             "reference_BT": None,
             "denominators": count_denominators(SAMPLED_BT, 4),
@@ -56,12 +56,12 @@ def test_the_loss_is_the_papers():
 
 
 def test_the_kl_term_is_k3_times_its_coefficient():
-    loss, gradient, metrics = loss_and_gradient(config=GRPOConfig(kl_loss_coef=0.04), reference_BT=REFERENCE_BT)
+    loss, gradient, metrics = loss_and_gradient(kl_loss_coef=0.04, reference_BT=REFERENCE_BT)
     assert loss == pytest.approx(-0.168603, abs=1e-6)
     expected = torch.tensor([[0.002198, -0.114999, -0.166032], [0.207903, 0.101290, 0.0]])
     assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     # k3 by hand: .070320 + .091825 + .004837 and .018731 + .005171, a sequence
-    assert metrics["kl"].item() == pytest.approx((0.166982 + 0.023902) / 2, abs=1e-5)
+    assert metrics["kl_k3"].item() == pytest.approx((0.166982 + 0.023902) / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,8 @@ CHANGES = {
     "aggregation": "token_mean",
     "kl_loss_coef": 0.5,
     "kl_reward_coef": 0.5,
+    "lora_rank": 2,
+    "min_group_std": 10.0,
 }
 ELSEWHERE = {
     "model": "every test here names another one",
@@ -169,6 +171,8 @@ ELSEWHERE = {
     "max_logp_gap": "tests/agents/test_learner.py",
     "clip_low": "test_clipping_changes_a_second_update",
     "clip_high": "test_clipping_changes_a_second_update",
+    "clip_ratio_max": "test_clipping_changes_a_second_update",
+    "kl_target": "test_a_kl_target_moves_the_coefficient",
 }
 
 
@@ -202,8 +206,19 @@ def test_no_setting_is_a_no_op(weights_with):
 def test_clipping_changes_a_second_update(weights_with):
     many = {"epochs_per_batch": 4, "learning_rate": 3e-3}
     usual = weights_with(**many)
-    for name in ("clip_low", "clip_high"):
-        assert not torch.equal(usual, weights_with(**many, **{name: 0.01})), name
+    for name, value in {"clip_low": 0.01, "clip_high": 0.01, "clip_ratio_max": 1.21}.items():
+        assert not torch.equal(usual, weights_with(**many, **{name: value})), name
+
+
+def test_a_kl_target_moves_the_coefficient(fresh_model, config):
+    settings = config(fresh_model("textenv/ProbeDelayedCopy-v0"), kl_loss_coef=0.1, kl_target=1e-6, total_episodes=96)
+    GRPO("textenv/ProbeDelayedCopy-v0", settings).learn()
+    lines = metrics_of(settings.run_dir)
+    factor = 1.0
+    for line in lines:
+        assert line["kl_factor"] == pytest.approx(factor)
+        factor *= 1 + (0.2 if line["kl"] > 0 else -0.2) * 16 / 10_000
+    assert lines[-1]["kl"] > 0
 
 
 @pytest.mark.parametrize(
@@ -214,7 +229,7 @@ def test_clipping_changes_a_second_update(weights_with):
         ({"clip_low": 1.5}, "clip_low"),
         ({"prompts_per_step": 0}, "prompts_per_step must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be more than 0"),
-        ({"kl_loss_coef": -1.0}, "kl_loss_coef"),
+        ({"kl_loss_coef": -1.0}, "the KL coefficients"),
         ({"max_ungraded": 1.0}, "max_ungraded"),
     ],
 )
@@ -286,7 +301,7 @@ log = training.Training.log
 
 def log_and_die(self, batch, metrics):
     log(self, batch, metrics)
-    if self.step + 1 == int(sys.argv[3]):
+    if self.step == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 training.Training.log = log_and_die
@@ -364,7 +379,9 @@ def test_a_start_that_failed_does_not_block_the_next(fresh_model, config):
 
 def test_a_start_that_failed_leaves_no_figure_to_the_next(fresh_model, config, monkeypatch):
     settings = config(fresh_model("textenv/ProbeLength-v0"))
-    monkeypatch.setattr(GRPO, "_update", lambda *arguments: 1 / 0)  # after the first evaluation, before a step is kept
+    monkeypatch.setattr(
+        GRPO, "update", lambda *arguments, **options: 1 / 0
+    )  # after the first evaluation, before a step is kept
     with pytest.raises(ZeroDivisionError):
         GRPO("textenv/ProbeLength-v0", settings).learn()
     monkeypatch.undo()
@@ -412,10 +429,11 @@ def test_the_denominators_are_those_of_the_whole_batch_and_all_turns(fresh_model
     monkeypatch.setattr(
         agent.learner,
         "step",
-        lambda batch, rows, loss: seen.append((rows.tolist(), loss)) or {"logp_gap": 0.0, "logp_gap_max": 0.0},
+        lambda batch, rows, loss, beside: seen.append((rows.tolist(), loss)) or {"logp_gap": 0.0, "logp_gap_max": 0.0},
     )
     batch = agent.rollout().collect(0, 2, 3, temperature=1.0, seed=(0,))
-    agent._update(batch, torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 0.0]), None, 0)
+    advantage_B = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 0.0])
+    agent.update(batch, policy_loss, 0, trained_B=advantage_B != 0)
     ((rows, loss),) = seen
     assert sorted(rows) == [0, 1]
     assert loss.keywords["denominators"].sequences == 6
@@ -424,56 +442,22 @@ def test_the_denominators_are_those_of_the_whole_batch_and_all_turns(fresh_model
 
 
 def test_an_ungraded_episode_has_no_gradient_with_a_kl_term_either(fresh_model, config, monkeypatch):
-    settings = config(fresh_model("textenv/ProbeOneHot-v0"), kl_loss_coef=0.1)
-    agent = GRPO("textenv/ProbeOneHot-v0", settings)
+    agent = GRPO(
+        "textenv/ProbeOneHot-v0", config(fresh_model("textenv/ProbeOneHot-v0"), kl_loss_coef=0.1, total_episodes=16)
+    )
     seen = []
+    step, collect = agent.learner.step, Rollout.collect
+
+    def collect_with_one_ungraded(*arguments, **options):
+        batch = collect(*arguments, **options)
+        batch.scores[1] = ungraded("time-out")
+        return batch
+
+    monkeypatch.setattr(Rollout, "collect", collect_with_one_ungraded)
     monkeypatch.setattr(
         agent.learner,
         "step",
-        lambda batch, rows, loss: seen.extend(rows.tolist()) or {"logp_gap": 0.0, "logp_gap_max": 0.0},
+        lambda batch, rows, *rest, **more: seen.extend(rows.tolist()) or step(batch, rows, *rest, **more),
     )
-    batch = agent.rollout().collect(0, 2, 2, temperature=1.0, seed=(0,))
-    batch.scores[1] = ungraded("time-out")
-    agent._update(batch, torch.zeros(4), agent.frozen_reference(), 0)
-    assert sorted(seen) == [0, 2, 3]
-
-
-def test_its_expected_gradient_is_the_exact_policy_gradient_on_a_tabular_task():
-    """Every group of two, weighted by its probability. Each sample's own reward stands in the mean it is compared with, so
-    (G - 1)/G = 1/2 of the gradient is left (a constant factor), and nothing else is lost."""
-    task = textenv.make_task("textenv/Tabular-v0")
-    generator = torch.Generator().manual_seed(0)
-    logits_SV = torch.randn(len(task.states), task.vocab, dtype=torch.float64, generator=generator).requires_grad_()
-    state = {tokens: s for s, tokens in enumerate(task.states)}
-    width = max(map(len, task.completions))
-    sampled_CT = torch.tensor([[t < len(tokens) for t in range(width)] for tokens in task.completions])
-    logp_SV = logits_SV.log_softmax(dim=1)
-    logp_CT = torch.stack(
-        [
-            torch.stack(
-                [logp_SV[state[tokens[:t]], tokens[t]] if t < len(tokens) else logp_SV[0, 0] for t in range(width)]
-            )
-            for tokens in task.completions
-        ]
-    )
-    probability_C = torch.where(sampled_CT, logp_CT, 0.0).sum(dim=1).exp().detach()
-    assert probability_C.sum().item() == pytest.approx(1.0)
-
-    config = GRPOConfig(aggregation="sequence_sum", scale_rewards="none")
-    expected_loss = torch.zeros((), dtype=torch.float64)
-    for one in range(len(task.completions)):
-        for other in range(len(task.completions)):
-            rows = torch.tensor([one, other])
-            returns = torch.tensor(task.return_C[[one, other]], dtype=torch.float64)
-            loss, _ = grpo_loss(
-                Scored(torch.arange(2), sampled_CT[rows], logp_CT[rows], torch.zeros(2, width)),
-                config=config,
-                advantage_B=group_advantages(returns, torch.zeros(2), config.scale_rewards),
-                old_BT=None,
-                reference_BT=None,
-                denominators=count_denominators(sampled_CT[rows], width),
-            )
-            expected_loss = expected_loss + probability_C[one] * probability_C[other] * loss
-    expected_loss.backward()
-    exact_SV = policy_gradient(logits_SV.detach().numpy(), task.choice_CSV, task.return_C)
-    np.testing.assert_allclose(-logits_SV.grad.numpy(), exact_SV / 2, rtol=1e-6, atol=1e-9)
+    agent.learn()
+    assert sorted(seen) == [0, *range(2, 16)]

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from agents.core.learner import Learner, check_logp_gap, mean_metrics, shuffled_parts
 from agents.core.losses import count_denominators
-from agents.grpo.grpo import GRPOConfig, grpo_loss
+from agents.core.policy_gradient import policy_loss
+from agents.grpo import GRPOConfig
 from tests.agents.test_rollout import make_rollout
 from textenv import Source
 
@@ -28,12 +29,11 @@ def gradient(policy, batch, advantage_B, mode="sequence_mean", tokens_per_microb
     """The gradient of one GRPO step, its weights left alone."""
     learner = Learner(policy, max_grad_norm=1e9, tokens_per_microbatch=tokens_per_microbatch)
     loss = partial(
-        grpo_loss,
+        policy_loss,
         **{
             "config": GRPOConfig(aggregation=mode),
-            "advantage_B": advantage_B,
+            "advantage": advantage_B,
             "old_BT": batch.logp_BT,
-            "reference_BT": None,
             "denominators": count_denominators(batch.sampled_BT, 8),
         }
         | changes,
@@ -116,11 +116,10 @@ def test_rows_without_advantage_may_be_left_out_when_they_stay_in_the_denominato
     learner = Learner(policy, max_grad_norm=1e9)
     denominators = count_denominators(batch.sampled_BT, 8)
     loss = partial(
-        grpo_loss,
+        policy_loss,
         config=GRPOConfig(),
-        advantage_B=advantage_B,
+        advantage=advantage_B,
         old_BT=batch.logp_BT,
-        reference_BT=None,
         denominators=denominators,
     )
     learner.step(batch, advantage_B.nonzero().squeeze(1), loss)
@@ -155,11 +154,10 @@ def test_a_step_climbs_what_has_positive_advantage(rolled):
     before = learner.logprobs(batch, rows).sum()
     denominators = count_denominators(batch.sampled_BT[rows], 8)
     loss = partial(
-        grpo_loss,
+        policy_loss,
         config=GRPOConfig(),
-        advantage_B=torch.ones(len(batch)),
+        advantage=torch.ones(len(batch)),
         old_BT=None,
-        reference_BT=None,
         denominators=denominators,
     )
     learner.step(batch, rows, loss)

@@ -248,12 +248,13 @@ class Scripted(nn.Module):
 
     def __init__(self, end):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.head = nn.Linear(14, 14, bias=False)
+        nn.init.eye_(self.head.weight)
         self.config = PretrainedConfig(vocab_size=14, num_hidden_layers=1)
         self.end = end
 
     def get_output_embeddings(self):
-        return None
+        return self.head
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
         batch, width = input_ids.shape
@@ -263,10 +264,10 @@ class Scripted(nn.Module):
             past_key_values.update(torch.zeros(batch, 1, width, 1), torch.zeros(batch, 1, width, 1), 0)
         if position_ids is None:
             position_ids = torch.arange(past, past + width).expand(batch, -1)
-        logits = torch.zeros(batch, width, 14) + self.weight
+        hidden = torch.zeros(batch, width, 14)
         following = (position_ids + 1) * (position_ids + 1 < self.end)
-        logits.scatter_(2, following[..., None], 3.0 + position_ids[..., None].float())
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        hidden.scatter_(2, following[..., None], 3.0 + position_ids[..., None].float())
+        return CausalLMOutputWithPast(logits=self.head(hidden), past_key_values=past_key_values)
 
 
 @pytest.mark.parametrize("prompts", [[[1, 1, 1]], [[1, 1, 1], [1], [1, 1]]], ids=["even", "ragged"])

@@ -120,22 +120,6 @@ def test_too_many_ungraded_samples_stop_with_the_first_traceback():
         rollout.collect(0, 32, 2, temperature=1.0, seed=(0,))
 
 
-def test_the_kl_penalty_takes_beta_times_the_log_ratio_off_each_token():
-    rollout, _policy = make_rollout()
-    plain = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
-    _, reference = make_rollout()
-    with torch.no_grad():
-        reference.model.lm_head.weight.mul_(0.5)
-    rollout.reference, rollout.kl_beta = reference, 0.1
-    penalised = rollout.collect(0, 4, 2, temperature=1.0, seed=(0,))
-    reference_BT, _ = reference.logprobs(plain.tokens_BT, plain.sampled_BT, 1.0)
-    expected_BT = plain.reward_BT - 0.1 * (plain.logp_BT - reference_BT)
-    expected_BT = torch.where(plain.sampled_BT, expected_BT, 0.0).detach()
-    torch.testing.assert_close(penalised.reward_BT, expected_BT)
-    torch.testing.assert_close(penalised.return_B, expected_BT.sum(dim=1))
-    assert [score.value for score in penalised.scores] == [score.value for score in plain.scores]
-
-
 def test_demonstrations_sample_the_shown_tokens_and_their_end():
     rollout, policy = make_rollout("textenv/Arithmetic-v0")
     batch = demonstrations(rollout.begin(0, 4))
@@ -161,14 +145,6 @@ def test_the_summary_is_that_of_the_stored_episodes():
     assert figures["groups_all_right"] == (values == 1).all(axis=1).mean()
     assert figures["groups_without_spread"] == (values == values[:, :1]).all(axis=1).mean()
     assert figures["new_tokens_mean"] == pytest.approx(batch.sampled_BT.sum().item() / 32)
-
-
-def test_a_policy_that_is_its_own_reference_pays_no_penalty_at_any_temperature():
-    rollout, policy = make_rollout()
-    rollout.reference, rollout.kl_beta = policy, 1.0
-    for temperature in (0.6, 1.4):
-        batch = rollout.collect(0, 4, 2, temperature=temperature, seed=(0,))
-        assert batch.penalty_B.abs().max() < 1e-4
 
 
 class Spread(Task):

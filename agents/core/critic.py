@@ -1,0 +1,158 @@
+"""The critic: what a policy may expect to earn from here on, a number for every state that it chose a token in.
+
+A value is a linear function of the state's hidden vector, the one that the logits of the next token come from: it never
+sees the token that was chosen. Shapes: B episodes, T tokens, N sampled tokens of all rows, H hidden width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.core.lora import add_lora, using_adapter
+from agents.core.policy import Policy, no_progress_bar
+from agents.core.sources import validate_model_source
+from textenv.tokenizer import Tokenizer, load_tokenizer
+
+ADAPTER = "critic"
+
+
+class Critic(nn.Module):
+    """A value head on the policy's own trunk.
+
+    The head starts at 0, so that advantages start as the rewards to come.
+
+    Args:
+        policy: whose states are valued.
+        learning_rate_factor: its learning rate over the policy's.
+
+    Attributes:
+        detached: True while the policy is not to be moved by the critic's errors.
+    """
+
+    detached = False
+
+    def __init__(self, policy: Policy, learning_rate_factor: float = 1.0) -> None:
+        super().__init__()
+        self.learning_rate_factor = learning_rate_factor
+        self.head = nn.Linear(policy.hidden_size, 1, device=policy.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
+        """Values ``(B, T)`` of the states before each sampled token, float32, differentiable, 0 elsewhere.
+
+        Args:
+            tokens_BT, sampled_BT, hidden_NH: as :meth:`agents.core.policy.Policy.score` takes and gives them.
+        """
+        hidden_NH = self.hidden(tokens_BT, sampled_BT, hidden_NH)
+        value_N = self.head(hidden_NH.to(self.head.weight.dtype)).squeeze(1)
+        return torch.zeros(tokens_BT.shape, device=tokens_BT.device).masked_scatter(sampled_BT, value_N.float())
+
+    def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
+        """The states' hidden vectors ``(N, H)``."""
+        return hidden_NH.detach() if self.detached else hidden_NH
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What belongs to the critic alone."""
+        return list(self.parameters())
+
+
+class SeparateCritic(Critic):
+    """A critic with a trunk of its own.
+
+    Args:
+        policy: whose states are valued.
+        trunk: a transformers model without a language head.
+        learning_rate_factor: its learning rate over the policy's.
+    """
+
+    def __init__(self, policy: Policy, trunk: Any, learning_rate_factor: float = 1.0) -> None:
+        super().__init__(policy, learning_rate_factor)
+        self.trunk = trunk.requires_grad_(True)
+
+    def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
+        return states(self.trunk, tokens_BT, sampled_BT)
+
+
+class AdapterCritic(Critic):
+    """A critic that is an adapter on the policy's weights, which are held once.
+
+    Args:
+        policy: one with a LoRA; another adapter is put beside its own.
+        rank, seed: of the adapter.
+        learning_rate_factor: its learning rate over the policy's.
+    """
+
+    def __init__(self, policy: Policy, rank: int, seed: int, learning_rate_factor: float = 1.0) -> None:
+        super().__init__(policy, learning_rate_factor)
+        before = {id(parameter) for parameter in policy.parameters()}
+        add_lora(policy, rank, seed=seed, name=ADAPTER)
+        # In a tuple, so that the policy's parameters do not become the critic's.
+        self._policy = (policy,)
+        self._adapter = (*(parameter for parameter in policy.parameters() if id(parameter) not in before),)
+
+    def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
+        model = self._policy[0].model
+        with using_adapter(model, ADAPTER):
+            return states(model.get_decoder(), tokens_BT, sampled_BT)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [*self.parameters(), *self._adapter]
+
+
+def states(trunk: Any, tokens_BT: Tensor, sampled_BT: Tensor) -> Tensor:
+    """The hidden vector ``(N, H)`` of the state before each sampled token, row after row. Padding stands on the right."""
+    hidden_BTH = trunk(input_ids=tokens_BT[:, :-1], use_cache=False).last_hidden_state
+    return hidden_BTH[sampled_BT[:, 1:]]
+
+
+def critic_from_reward_model(
+    policy: Policy, source: str | Path, learning_rate_factor: float = 1.0, dtype: torch.dtype = torch.float32
+) -> SeparateCritic:
+    """A critic that begins as a reward model: its trunk, and its scalar head (InstructGPT, arXiv:2203.02155, section 3.5).
+
+    Args:
+        policy: whose states are valued.
+        source: a folder or hub name of an ``AutoModelForSequenceClassification`` with one label.
+        learning_rate_factor: the critic's learning rate over the policy's.
+        dtype: of the trunk.
+
+    Raises:
+        ValueError: see :func:`check_reward_model_fits`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    with no_progress_bar():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    model = model.to(policy.device).eval()
+    critic = SeparateCritic(policy, model.base_model, learning_rate_factor)
+    critic.head.load_state_dict({"weight": model.score.weight.float(), "bias": torch.zeros(1)}, strict=True)
+    return critic
+
+
+def check_reward_model_fits(source: str | Path, tokenizer: Tokenizer) -> None:
+    """Refuse, from its config and tokenizer alone, a reward model that cannot begin a critic.
+
+    Raises:
+        ValueError: there is none at ``source``; it has more than one label; or it speaks another vocabulary.
+    """
+    from transformers import AutoConfig
+
+    validate_model_source(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kind = (getattr(config, "architectures", None) or ["none"])[0]
+    if not kind.endswith("ForSequenceClassification") or config.num_labels != 1:
+        raise ValueError(
+            f"a critic begins as a sequence classifier with one label, but {str(source)!r} is a {kind} with "
+            f'{config.num_labels}; give a reward model, or critic "shared" or "separate"'
+        )
+    own = load_tokenizer(source)
+    if own.to_transformers().get_vocab() != tokenizer.to_transformers().get_vocab():
+        raise ValueError(
+            f"the critic {str(source)!r} speaks another vocabulary ({own.vocab_size} ids) than the policy "
+            f"({tokenizer.vocab_size} ids); take a reward model with the policy's tokenizer"
+        )

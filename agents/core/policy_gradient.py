@@ -1,0 +1,248 @@
+"""What policy-gradient agents share: settings, the clipped loss, and the passes over a batch.
+
+Shapes: B episodes, T tokens, R rows of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from agents.core.agent import Agent
+from agents.core.config import AgentConfig, require
+from agents.core.kl import adapt_kl_coef, kl_estimate
+from agents.core.learner import Beside, Scored, check_logp_gap, mean_metrics, shuffled_parts
+from agents.core.losses import (
+    Aggregation,
+    Denominators,
+    aggregate,
+    clip_fractions,
+    clipped_surrogate,
+    count_denominators,
+)
+from agents.core.policy import Scorer
+from agents.core.rollout import Rollout
+from agents.core.trajectories import Trajectories
+from textenv.wrappers import kl_penalty
+
+SHUFFLING = 0x5A4C
+"""First word of every shuffle's seed, which sets its stream apart from those of problems, replies and sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig(AgentConfig):
+    """Settings of every agent that learns from what it sampled."""
+
+    group_size: int = 8
+    """Completions a problem."""
+    temperature: float = 1.0
+    """Of the sampling; the learner scores tokens in the same distribution."""
+    clip_low: float = 0.2
+    """How far a token's ratio may fall below 1 before its gradient is cut. Acts from the second update on a batch on."""
+    clip_high: float = 0.2
+    """How far it may rise above 1."""
+    clip_ratio_max: float | None = None
+    """Largest ratio of a token with negative advantage, which the clip alone does not bound; above 1 + clip_high."""
+    updates_per_batch: int = 1
+    """Optimiser steps a batch, each on its own share of the episodes."""
+    epochs_per_batch: int = 1
+    """Times that a batch is gone through."""
+    aggregation: Aggregation = "token_mean"
+    """How the loss is averaged over tokens; "sequence_mean" is GRPO's, "token_mean" DAPO's and PPO's, "constant" Dr.
+    GRPO's."""
+    kl_reward_coef: float = 0.0
+    """Weight of the k1 estimate of the KL to the start, taken off each token's reward."""
+    kl_target: float | None = None
+    """Adapt the KL coefficients so that the KL to the start stays near this, in nats a sequence; default they are fixed."""
+    max_logp_gap: float = 0.1
+    """Largest mean difference, in nats, between a token's log-probability when sampled and when scored; more stops the
+    run, since the learner would train on another distribution than was sampled."""
+
+    @property
+    def kl_coefs(self) -> tuple[float, ...]:
+        """The KL coefficients, any above 0 of which needs a reference."""
+        return (self.kl_reward_coef,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.group_size >= 1, "group_size", "at least 1", self.group_size)
+        require(self.temperature > 0, "temperature", "more than 0 to explore", self.temperature)
+        require(
+            0 < self.clip_low < 1 and self.clip_high > 0,
+            "clip_low and clip_high",
+            "above 0 (clip_low below 1)",
+            (self.clip_low, self.clip_high),
+        )
+        require(
+            self.clip_ratio_max is None or self.clip_ratio_max > 1 + self.clip_high,
+            "clip_ratio_max",
+            f"more than 1 + clip_high = {1 + self.clip_high:g}",
+            self.clip_ratio_max,
+        )
+        require(
+            min(self.updates_per_batch, self.epochs_per_batch) >= 1,
+            "updates_per_batch and epochs_per_batch",
+            "at least 1",
+            (self.updates_per_batch, self.epochs_per_batch),
+        )
+        require(min(self.kl_coefs) >= 0, "the KL coefficients", "0 or more", self.kl_coefs)
+        if self.kl_target is not None:
+            require(self.kl_target > 0, "kl_target", "more than 0 nats a sequence", self.kl_target)
+            require(
+                max(self.kl_coefs) > 0,
+                "a KL coefficient",
+                "above 0 when there is a kl_target: without one no KL to the start is taken that could be adapted",
+                self.kl_coefs,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig(PolicyGradientConfig):
+    """Settings of the agents that compare the completions of one problem with each other."""
+
+    min_group_std: float = 0.0
+    """Groups whose returns have a smaller standard deviation are not trained on, in units of reward."""
+    kl_loss_coef: float = 0.0
+    """Weight of the k3 estimate of the KL to the start, added to the loss."""
+
+    @property
+    def kl_coefs(self) -> tuple[float, ...]:
+        return (self.kl_reward_coef, self.kl_loss_coef)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        group = self.group_size
+        require(group >= 2, "group_size", "2 or more, since a lone completion has no group to be compared with", group)
+        require(self.min_group_std >= 0, "min_group_std", "0 or more", self.min_group_std)
+
+
+class PolicyGradient(Agent):
+    """An agent that samples, credits what it sampled, and raises or lowers its probability.
+
+    A subclass writes ``learn``: :meth:`sample`, its own credit, :meth:`update`, :meth:`adapt_kl`.
+    """
+
+    config: Any
+
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
+    def reference(self) -> Scorer | None:
+        """The policy as it started, if any KL to it is wanted."""
+        return self.frozen_reference() if max(self.config.kl_coefs) > 0 else None
+
+    def sample(self, rollout: Rollout, index: int, seed: tuple[int, ...], prompts: int | None = None) -> Trajectories:
+        """A group of completions for each of ``prompts`` problems (default ``prompts_per_step``), from ``index`` on."""
+        prompts = prompts or self.config.prompts_per_step
+        batch = rollout.collect(
+            index, prompts, self.config.group_size, temperature=self.temperature, seed=(self.config.seed, *seed)
+        )
+        return batch.to(self.policy.device)
+
+    def penalise(self, batch: Trajectories, reference: Scorer | None) -> Trajectories:
+        """The batch with the reference's log-probabilities, and the KL penalty taken off its rewards."""
+        if reference is None:
+            return batch
+        reference_BT = self.learner.logprobs(batch, batch.rows, policy=reference)
+        coef = self.config.kl_reward_coef * self.kl_factor
+        penalty_BT = kl_penalty(batch.logp_BT.double(), reference_BT.double(), coef)
+        return replace(batch, reference_BT=reference_BT).penalised(penalty_BT)
+
+    @property
+    def kl_factor(self) -> float:
+        """What the KL coefficients are multiplied by by now, to keep the KL near its target."""
+        return self.state.get("kl_factor", 1.0)
+
+    def adapt_kl(self, batch: Trajectories) -> dict[str, float]:
+        """Move the KL coefficients for the next batch, by the KL of this one."""
+        if self.config.kl_target is None:
+            return {}
+        used = self.kl_factor
+        kl = float(batch.kl_B.mean())
+        self.state["kl_factor"] = adapt_kl_coef(used, kl, self.config.kl_target, len(batch))
+        return {"kl_factor": used}
+
+    def update(
+        self,
+        batch: Trajectories,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        step: int,
+        *,
+        trained_B: Tensor,
+        counted_B: Tensor | None = None,
+        old_BT: Tensor | None = None,
+        beside: Callable[[tuple[int, ...], int], Beside] | None = None,
+    ) -> dict[str, float]:
+        """Go through a batch ``epochs_per_batch`` times, in ``updates_per_batch`` optimiser steps each.
+
+        Args:
+            batch: what was sampled.
+            loss: takes a :class:`Scored`, ``old_BT`` and ``denominators``.
+            step: the number of the step, for the seed of the shuffle.
+            trained_B: bool, the rows that have a gradient; only these go through the model.
+            counted_B: bool, the rows that count in the denominators; default all. The gradient is the same as if all of
+                them had gone through the model.
+            old_BT: log-probabilities before the first update; default they are taken where they are needed.
+            beside: for an update's seed and number of rows, what else is to be learned in the same optimiser step.
+
+        Returns:
+            the metrics of the learner and the loss, averaged over the updates.
+        """
+        config, learner = self.config, self.learner
+        rows = batch.rows if counted_B is None else batch.rows[counted_B]
+        # Used once, a batch is compared with the very weights that score it: the ratio is 1 and needs no pass of its own.
+        if old_BT is None and config.updates_per_batch * config.epochs_per_batch > 1:
+            old_BT = learner.logprobs(batch, rows[trained_B[rows]])
+        updates = []
+        for epoch in range(config.epochs_per_batch):
+            seed = (SHUFFLING, config.seed, step, epoch)
+            for number, part in enumerate(shuffled_parts(rows, config.updates_per_batch, seed)):
+                denominators = count_denominators(batch.sampled_BT[part], self.task.max_new_tokens * self.task.turns)
+                trained = part[trained_B[part]]
+                if len(trained):
+                    also = None if beside is None else beside((*seed, number), len(part))
+                    own = partial(loss, old_BT=old_BT, denominators=denominators)
+                    updates.append(learner.step(batch, trained, own, beside=also))
+        metrics = mean_metrics(updates) if updates else learner.measure_gap(batch, batch.rows[: config.group_size])
+        check_logp_gap(metrics, config.max_logp_gap)
+        return {"trained_share": float(trained_B.float().mean()), **metrics}
+
+
+def policy_loss(
+    scored: Scored,
+    *,
+    config: PolicyGradientConfig,
+    advantage: Tensor,
+    old_BT: Tensor | None,
+    denominators: Denominators,
+    reference_BT: Tensor | None = None,
+    kl_loss_coef: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A micro-batch's share of the clipped surrogate with a KL term (PPO, arXiv:1707.06347, eq. 7; GRPO, arXiv:2402.03300,
+    eq. 3), and of its metrics.
+
+    Args:
+        scored: the micro-batch under the current weights.
+        config: clip range and aggregation.
+        advantage: of every episode of the batch, ``(B,)``, or of every token, ``(B, T)``.
+        old_BT: log-probabilities before the first update on the batch; None if this is the first.
+        denominators: of the whole update batch.
+        reference_BT: log-probabilities of the reference, for the KL term.
+        kl_loss_coef: weight of the k3 estimate; 0 for no term.
+    """
+    logp_RT = scored.logp_RT
+    old_RT = logp_RT.detach() if old_BT is None else scored.of(old_BT)
+    surrogate = logp_RT, old_RT, scored.of(advantage)
+    loss_RT = clipped_surrogate(*surrogate, config.clip_low, config.clip_high, config.clip_ratio_max)
+    low, high = clip_fractions(*surrogate, scored.sampled_RT, config.clip_low, config.clip_high, denominators)
+    metrics = {"clip_low_fraction": low, "clip_high_fraction": high}
+    if kl_loss_coef and reference_BT is not None:
+        kl_RT = kl_estimate(logp_RT, scored.of(reference_BT), "k3")
+        metrics["kl_k3"] = aggregate(kl_RT.detach(), scored.sampled_RT, "sequence_sum", denominators)
+        loss_RT = loss_RT + kl_loss_coef * kl_RT
+    return aggregate(loss_RT, scored.sampled_RT, config.aggregation, denominators), metrics
