@@ -68,6 +68,13 @@ def group_advantages(
     return advantage_B
 
 
+def group_range(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest entry of each entry's group, ``(B,)`` each. NaN entries have no say in their group's."""
+    group_B = torch.unique(group_B, return_inverse=True)[1]
+    least_B = _per_group(x_B.nan_to_num(nan=torch.inf), group_B, "amin")
+    return least_B, _per_group(x_B.nan_to_num(nan=-torch.inf), group_B, "amax")
+
+
 def gae(
     reward_BT: Tensor, value_BT: Tensor, sampled_BT: Tensor, *, lam: float = 0.95, last_value_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

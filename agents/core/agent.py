@@ -215,18 +215,26 @@ def load_policy(env_id: str, task: Task, config: AgentConfig, checkpoint: Path |
         ValueError: see :class:`Agent`.
     """
     device = pick_device(config.device)
-    tiny = config.model == TINY
     source = checkpoint or find_model(config.model)
-    if not tiny:
-        validate_model_source(source)
-    tokenizer = task.tokenizer() if tiny else load_tokenizer(source)
+    tokenizer = pick_tokenizer(task, config, checkpoint)
     check_task(task, tokenizer)
-    if tiny and checkpoint is None:
+    if config.model == TINY and checkpoint is None:
         from agents.warmup import embedded_policy
 
         return embedded_policy(env_id, task, tokenizer, seed=config.seed, device=device)
     check_model_fits(source, tokenizer, task.max_tokens)
     return load_model(source, tokenizer, device)
+
+
+def pick_tokenizer(task: Task, config: AgentConfig, checkpoint: Path | None = None) -> Tokenizer:
+    """The tokenizer of the model that a config names: the task's own for the tiny one.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if config.model == TINY:
+        return task.tokenizer()
+    return load_tokenizer(validate_model_source(checkpoint or find_model(config.model)))
 
 
 def check_task(task: Task, tokenizer: Tokenizer) -> None:

@@ -42,6 +42,21 @@ def kl_estimate(logp_BT: Tensor, ref_BT: Tensor, estimator: Estimator) -> Tensor
     raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
 
 
+def adapt_penalty_coef(coef: float, kl: float, target: float) -> float:
+    """The weight of PPO's KL penalty for the next batch: halved below ``target / 1.5``, doubled above ``1.5 target``.
+
+    arXiv:1707.06347, section 4. The KL is that of one batch's updates, KL(old || new), not that to a reference.
+
+    Args:
+        coef: of this batch.
+        kl: measured on it, in nats a token.
+        target: wanted, in the same unit.
+    """
+    if kl < target / 1.5:
+        return coef / 2
+    return coef * 2 if kl > 1.5 * target else coef
+
+
 def adapt_kl_coef(coef: float, kl: float, target: float, episodes: int, horizon: int = 10_000) -> float:
     """The KL coefficient for the next batch: ``coef (1 + clip(kl / target - 1, -0.2, 0.2) episodes / horizon)``.
 

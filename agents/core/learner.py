@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from agents.core.critic import Critic
 from agents.core.lora import adapters, load_adapters, save_adapters
 from agents.core.policy import Policy, Scorer
 from agents.core.trajectories import Trajectories
+from textenv.episodes import Source
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 CRITIC_FILE = "critic.safetensors"
@@ -170,6 +172,17 @@ class Learner:
             logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
             value_BT[part, : scored.logp_RT.shape[1]] = scored.value_RT
         return logp_BT, value_BT
+
+    def last_values(self, batch: Trajectories) -> Tensor:
+        """The value of the state that each episode ended in ``(B,)``: the one that a further token would be chosen in."""
+        end_B1 = batch.length_B.unsqueeze(1)
+        further = replace(
+            batch,
+            tokens_BT=functional.pad(batch.tokens_BT, (0, 1)),
+            source_BT=functional.pad(batch.source_BT, (0, 1)).scatter(1, end_B1, int(Source.SAMPLED)),
+            logp_BT=functional.pad(batch.logp_BT, (0, 1)),
+        )
+        return self.logprobs_and_values(further, further.rows)[1].gather(1, end_B1).squeeze(1)
 
     def measure_gap(self, batch: Trajectories, rows: Tensor) -> dict[str, float]:
         """``logp_gap`` and ``logp_gap_max`` of ``rows``, as :meth:`step` has them, where there is no step to take."""

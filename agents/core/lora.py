@@ -109,9 +109,8 @@ class AdapterOff:
     def device(self) -> torch.device:
         return self.policy.device
 
-    @torch.no_grad()
     def logprobs(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """See :meth:`agents.core.policy.Policy.logprobs`; without gradient."""
+        """See :meth:`agents.core.policy.Policy.logprobs`; without gradient, since no trainable weight takes part."""
         with using_adapter(self.policy.model, None):
             return self.policy.logprobs(tokens_BT, sampled_BT, temperature)
 

@@ -242,7 +242,14 @@ def policy_loss(
     low, high = clip_fractions(*surrogate, scored.sampled_RT, config.clip_low, config.clip_high, denominators)
     metrics = {"clip_low_fraction": low, "clip_high_fraction": high}
     if kl_loss_coef and reference_BT is not None:
-        kl_RT = kl_estimate(logp_RT, scored.of(reference_BT), "k3")
-        metrics["kl_k3"] = aggregate(kl_RT.detach(), scored.sampled_RT, "sequence_sum", denominators)
-        loss_RT = loss_RT + kl_loss_coef * kl_RT
+        kl_RT, kl_metrics = kl_term(scored, reference_BT, kl_loss_coef, denominators)
+        loss_RT, metrics = loss_RT + kl_RT, metrics | kl_metrics
     return aggregate(loss_RT, scored.sampled_RT, config.aggregation, denominators), metrics
+
+
+def kl_term(
+    scored: Scored, reference_BT: Tensor, coef: float, denominators: Denominators
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``coef`` times the k3 estimate of the KL to the reference at each token ``(R, T)``, and what it is a sequence."""
+    kl_RT = kl_estimate(scored.logp_RT, scored.of(reference_BT), "k3")
+    return coef * kl_RT, {"kl_k3": aggregate(kl_RT.detach(), scored.sampled_RT, "sequence_sum", denominators)}

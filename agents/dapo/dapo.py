@@ -1,0 +1,150 @@
+"""DAPO (arXiv:2503.14476): GRPO with four changes, and no KL.
+
+- Clip-higher (section 3.1): the ratio may rise further above 1 than it may fall below, so that unlikely tokens can grow.
+- Dynamic sampling (section 3.2): groups whose answers are all right or all wrong have no gradient; they are thrown away,
+  and more problems are sampled until the batch is full of groups with both.
+- Token-level loss (section 3.3): every token of the batch weighs the same, those of long answers too.
+- Overlong answers (section 3.4): an answer that nears its budget is punished softly, one that was cut can be left out.
+
+Shapes: P problems, G completions a problem, B episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from agents.core.advantages import group_advantages, group_range
+from agents.core.config import require
+from agents.core.policy_gradient import GroupConfig, PolicyGradient, policy_loss
+from agents.core.rollout import Rollout
+from agents.core.training import Callback
+from agents.core.trajectories import Trajectories, concatenate, summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPOConfig(GroupConfig):
+    """Settings of DAPO. A clip above acts from the second update on a batch on, hence two of them."""
+
+    clip_high: float = 0.28
+    """How far a token's ratio may rise above 1."""
+    updates_per_batch: int = 2
+    """Optimiser steps a batch, each on its own share of the episodes; the paper has 16, of 512 problems."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the group, of the batch, or not at all."""
+    max_sampling: int = 10
+    """Most problems sampled for a step, in multiples of prompts_per_step. With fewer mixed groups than wanted by then,
+    the step makes do with them; with none, training stops."""
+    overlong_buffer: float = 0.2
+    """Share of an answer's budget, at its end, in which a growing punishment sets in, -1 at the limit; 0 for none."""
+    overlong_filter: bool = False
+    """Leave answers that were cut at their budget out of the loss; their rewards still count for their group."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_sampling >= 1, "max_sampling", "at least 1", self.max_sampling)
+        require(0 <= self.overlong_buffer < 1, "overlong_buffer", "from 0 to below 1", self.overlong_buffer)
+
+
+class DAPO(PolicyGradient):
+    """Decoupled clip and dynamic sampling policy optimisation: GRPO on groups that have something to teach.
+
+    Example::
+
+        agent = DAPO("textenv/Arithmetic-v0", DAPOConfig(group_size=8))
+        agent.learn(total_episodes=20_000)
+    """
+
+    name = "dapo"
+    config_class = DAPOConfig
+    config: DAPOConfig
+
+    def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
+        config = self.config
+        rollout, reference = self.rollout(), self.reference()
+        budget = self.task.max_new_tokens * self.task.turns
+        with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
+            for step in training:
+                batch, kept_B = self.sample_mixed_groups(rollout, training.episodes // config.group_size, step)
+                batch = self.penalise(batch, reference).penalised(
+                    soft_overlong_penalty(batch.sampled_BT, budget, config.overlong_buffer)
+                )
+                advantage_B = group_advantages(
+                    batch.return_B, batch.group_B, config.scale_rewards, min_std=config.min_group_std
+                ).float()
+                counted_B = kept_B & ~batch.cut_B if config.overlong_filter else kept_B
+                loss = partial(
+                    policy_loss,
+                    config=config,
+                    advantage=advantage_B,
+                    reference_BT=batch.reference_BT,
+                    kl_loss_coef=config.kl_loss_coef * self.kl_factor,
+                )
+                trained_B = counted_B & (batch.graded_B if config.kl_loss_coef else advantage_B != 0)
+                metrics = self.update(batch, loss, step, trained_B=trained_B, counted_B=counted_B) | self.adapt_kl(
+                    batch
+                )
+                training.log(batch, summary(batch) | metrics | {"kept_share": float(kept_B.float().mean())})
+                if not kept_B.any():
+                    training.stop(f"none of {len(batch) // config.group_size} groups had both right and wrong answers")
+        return self
+
+    def sample_mixed_groups(self, rollout: Rollout, index: int, step: int) -> tuple[Trajectories, Tensor]:
+        """Sample from problem ``index`` on until ``prompts_per_step`` groups are mixed, or ``max_sampling`` is reached.
+
+        Returns:
+            all that was sampled, and which of it is kept, bool ``(B,)``: the first ``prompts_per_step`` mixed groups.
+        """
+        config = self.config
+        wanted, most = config.prompts_per_step, config.prompts_per_step * config.max_sampling
+        batches: list[Trajectories] = []
+        asked = mixed = 0
+        while mixed < wanted and asked < most:
+            # As many more as should be needed, by the share that was mixed so far.
+            share = max(mixed, 1) / asked if asked else 1.0
+            prompts = min(math.ceil((wanted - mixed) / share), wanted, most - asked)
+            batches.append(self.sample(rollout, index + asked, (step, len(batches)), prompts))
+            asked += prompts
+            mixed += int(mixed_groups(batches[-1]).sum()) // config.group_size
+        batch = concatenate(batches)
+        mixed_B = mixed_groups(batch)
+        # The rows of a group are neighbours.
+        return batch, mixed_B & (mixed_B.cumsum(dim=0) <= wanted * config.group_size)
+
+
+def mixed_groups(batch: Trajectories) -> Tensor:
+    """Bool ``(B,)``: the episodes whose group has both right and wrong answers (arXiv:2503.14476, eq. 11).
+
+    It goes by the outcome alone: penalties differ within every group. Ungraded episodes have no say.
+    """
+    least_B, most_B = group_range(batch.outcome_B, batch.group_B)
+    return least_B < most_B
+
+
+def soft_overlong_penalty(sampled_BT: Tensor, budget: int, buffer: float) -> Tensor:
+    """The punishment of long answers ``(B, T)``, at the last sampled token of each row (arXiv:2503.14476, eq. 13).
+
+    With n sampled tokens, end token included, and a buffer of c = ``buffer * budget`` tokens: 0 up to budget - c, then
+    ``(budget - c - n) / c`` down to -1 at the budget.
+
+    Args:
+        sampled_BT: bool, True where the policy chose the token.
+        budget: most tokens that an episode may have.
+        buffer: share of the budget.
+
+    Example:
+        >>> soft_overlong_penalty(torch.ones(1, 9, dtype=torch.bool), budget=10, buffer=0.2).sum()
+        tensor(-0.5000, dtype=torch.float64)
+    """
+    penalty_BT = torch.zeros(sampled_BT.shape, dtype=torch.float64, device=sampled_BT.device)
+    if buffer == 0:
+        return penalty_BT
+    count_BT = sampled_BT.cumsum(dim=1)
+    length_B1 = count_BT[:, -1:]
+    punishment_B1 = (((1 - buffer) * budget - length_B1) / (buffer * budget)).clamp(-1, 0)
+    return torch.where(sampled_BT & (count_BT == length_B1), punishment_B1, penalty_BT)
