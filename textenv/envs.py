@@ -206,6 +206,14 @@ class TokenEnv(TextEnv):
     def _advance(self, action: Any) -> np.ndarray:
         return self.episodes.step(np.array([action]))
 
+    def action_masks(self) -> np.ndarray:
+        """The tokens that ``step`` takes, bool ``(V,)``; ``sb3-contrib`` asks by this name."""
+        episodes = self.episodes
+        mask_V = np.zeros(episodes.vocab_size, dtype=bool)
+        mask_V[episodes.ordinary_ids] = True
+        mask_V[[*episodes.stop_ids, *episodes.tokenizer.eos_ids]] = True
+        return mask_V
+
 
 class SequenceEnv(TextEnv):
     """The action is a whole completion, ``(max_new_tokens,)`` or shorter if it ends."""

@@ -3,30 +3,35 @@
 Example::
 
     import gymnasium as gym
-    from stable_baselines3 import PPO
     import textenv
+    from stable_baselines3 import PPO
+    from agents.core.models import load_model
     from agents.sb3 import CausalLMPolicy
 
-    env = gym.make("textenv/Countdown-v0", level="token", tokenizer="mymodel")
-    agent = PPO(CausalLMPolicy, env, gamma=1.0, policy_kwargs={"model": "mymodel"})
+    lm = load_model("Qwen/Qwen3-0.6B")
+    env = gym.make("textenv/Countdown-v0", level="token", tokenizer=lm.tokenizer, vocab_size=lm.vocab_size)
+    agent = PPO(CausalLMPolicy, env, gamma=1.0, policy_kwargs={"model": lm})
     agent.learn(total_timesteps=100_000)
-    agent.policy.lm.save("mine")  # a transformers folder
+    lm.save("mine")  # a transformers folder
 
-Set ``gamma=1.0``: an episode's return is not discounted, and Stable-Baselines3's default of 0.99 a token would leave
-0.6 % of a reward that comes 512 tokens later.
+Set ``gamma=1.0``: an episode's return is not discounted, while Stable-Baselines3's default of 0.99 a token would leave
+0.6 % of a reward that comes 512 tokens later. For several environments at once, hand ``make_vec_env`` a function:
+``make_vec_env(lambda: gym.make(…), n_envs=16)``; what ``gym.make_vec`` makes is no vector environment of
+Stable-Baselines3.
 
-With ``sb3-contrib``, :class:`MaskableCausalLMPolicy` is the same for its ``MaskablePPO``.
+Where sb3-contrib is installed, :class:`agents.sb3.maskable.MaskableCausalLMPolicy` is the same for its ``MaskablePPO``,
+which asks the environments for their ``action_masks()``.
 """
 
 from typing import Any
 
 from agents.sb3.policy import CausalLMPolicy
 
-__all__ = ["CausalLMPolicy", "MaskableCausalLMPolicy"]
+__all__ = ["CausalLMPolicy"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import :class:`MaskableCausalLMPolicy` where it is asked for: sb3-contrib comes with an extra."""
+    """Import ``MaskableCausalLMPolicy`` only where it is asked for: sb3-contrib comes with an extra."""
     if name == "MaskableCausalLMPolicy":
         from agents.sb3.maskable import MaskableCausalLMPolicy
 

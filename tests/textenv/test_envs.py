@@ -1,5 +1,6 @@
 """The single environments: Gymnasium's contract, options, endings and branching."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -9,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tests.textenv.conftest import EOS, IDS, LEVELS, Letters, PerToken, ids, options_of
+from tests.textenv.conftest import EOS, IDS, LEVELS, STOP, Letters, PerToken, ids, options_of
 from textenv import Problem, make_task
 from textenv.checks import check_equivalence, check_gymnasium, check_stable_baselines3
 
@@ -224,6 +225,24 @@ def test_ids_without_text_are_refused(letters, level):
         env.reset(seed=0)
         with pytest.raises(ValueError, match=f"the token id {token} stands for no text"):
             env.step(token if level == "token" else np.full(4, token))
+
+
+def test_action_masks_are_the_tokens_that_step_takes(letters):
+    tokenizer = Letters().tokenizer()
+    tokenizer.decodable_V = np.isin(
+        np.arange(tokenizer.vocab_size), (EOS, 5, STOP), invert=True
+    )  # what ends is taken too
+    env = gym.make(letters, level="token", tokenizer=tokenizer, vocab_size=16)
+    mask_V = env.get_wrapper_attr("action_masks")()
+    taken = []
+    for token in range(16):
+        env.reset(seed=0)
+        with contextlib.suppress(ValueError):
+            env.step(token)
+            taken.append(token)
+    assert np.flatnonzero(mask_V).tolist() == taken
+    assert (mask_V.shape, mask_V.dtype) == ((16,), bool)
+    assert not gym.make(letters, level="sequence").has_wrapper_attr("action_masks")
 
 
 # Rendering --------------------------------------------------------------------------------------------------------
