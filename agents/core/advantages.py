@@ -121,11 +121,11 @@ def whiten(x_BT: Tensor, sampled_BT: Tensor, eps: float = 1e-8) -> Tensor:
         >>> whiten(torch.tensor([[0.43675, 0.565, 0.7]]), torch.ones(1, 3, dtype=torch.bool))
         tensor([[-0.9913, -0.0171,  1.0084]])
     """
-    x_N = x_BT[sampled_BT]
-    if len(x_N) < 2:
+    x_N = x_BT[sampled_BT].double()
+    if len(x_N) < 2 or x_N.min() == x_N.max():
         return torch.zeros_like(x_BT)
     white_N = (x_N - x_N.mean()) / (x_N.var() + eps).sqrt()
-    return torch.zeros_like(x_BT).masked_scatter(sampled_BT, white_N)
+    return torch.zeros_like(x_BT).masked_scatter(sampled_BT, white_N.to(x_BT.dtype))
 
 
 def _per_group(x_N: Tensor, group_N: Tensor, reduce: str) -> Tensor:

@@ -100,7 +100,7 @@ def value_loss(value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, clip: 
     Args:
         value_BT: values under the current critic, differentiable.
         old_value_BT: before the first update on the batch.
-        return_BT: what they should be.
+        return_BT: what they should be. All three finite also where nothing was sampled.
         clip: in units of reward; None does not clip.
 
     Returns:

@@ -16,6 +16,8 @@ LOG_EVERY_SECONDS = 10.0
 SHOWN = (
     ("reward", "reward {:.3f}"),
     ("accuracy", "accuracy {:.1%}"),
+    ("kept_share", "kept {:.0%}"),
+    ("accepted_share", "accepted {:.0%}"),
     ("nll", "nll {:.3f}"),
     ("kl", "kl {:.3f}"),
     ("entropy", "entropy {:.3f}"),

@@ -43,7 +43,7 @@ class Training:
 
     def __init__(self, agent: Agent, total_episodes: int, callback: Callback | None) -> None:
         self.agent, self.total_episodes, self.callback = agent, total_episodes, callback
-        self.step = agent.start
+        self.step = self._saved = agent.start
         self.metrics: dict[str, float] = {}
         """of the last step"""
         self.stopped: str | None = None
@@ -73,7 +73,7 @@ class Training:
             self.agent.learner.set_learning_rate(rate)
             self._step_started = time.monotonic()
             yield self.step
-        if self.stopped is not None and self.step % config.checkpoint_every:
+        if self.step > self._saved:
             self._save_checkpoint()
 
     @property
@@ -95,12 +95,13 @@ class Training:
         self.run.log(self.step, self.metrics)
         self.run.log_rollout(self.step, batch)
         self._line.update(self.episodes, self.metrics)
-        if self.step % self.agent.config.checkpoint_every == 0 or self.episodes >= self.total_episodes:
+        if self.step % self.agent.config.checkpoint_every == 0:
             self._save_checkpoint()
         if self.callback is not None and self.callback(self) is False:
             self.stop("the callback asked for it")
 
     def _save_checkpoint(self) -> None:
+        self._saved = self.step
         self.run.save_checkpoint(self.step, self.agent.policy, self.agent.learner, self.agent.state)
 
     def __exit__(

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from agents.core.kl import kl_estimate
+from agents.core.kl import adapt_kl_coef, kl_estimate
+from textenv import kl_penalty
 
 LOGP = torch.tensor([-0.7, -2.4, -0.5, -1.0, -0.9])
 REF = torch.tensor([-1.1, -2.0, -0.6, -1.2, -0.8])
@@ -66,3 +67,29 @@ def test_k3_is_at_most_ten():
 def test_an_unknown_estimator_is_refused():
     with pytest.raises(ValueError, match="'k1', 'k2' or 'k3'"):
         kl_estimate(LOGP, REF, "abs")
+
+
+def test_the_reward_of_a_token_agrees_with_openrlhf():
+    kl_BT = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.2, float("nan")]])  # the last entry is padding
+    sampled_BT = torch.tensor([[True, True, True], [True, True, False]])
+    paid_BT = torch.tensor([[0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+    got = paid_BT + torch.where(sampled_BT, kl_penalty(REF.mean() + kl_BT, REF.mean(), beta=0.05), 0.0)
+    assert_close(got, torch.tensor([[-0.005, -0.01, 0.985], [-0.005, -1.01, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (7.0, 0.202),  # 40 % too large, of which 20 % count: .2 (1 + .2 · 50/1000)
+        (4.5, 0.199),  # .2 (1 - .1 · 50/1000)
+        (5.0, 0.2),
+        (-1.0, 0.198),  # an estimate from few samples can be negative
+    ],
+)
+def test_the_coefficient_follows_the_kl_as_verls_does(kl, expected):
+    assert adapt_kl_coef(0.2, kl, target=5.0, episodes=50, horizon=1000) == pytest.approx(expected)
+
+
+def test_a_batch_as_large_as_the_horizon_moves_the_coefficient_by_a_fifth_at_most():
+    assert adapt_kl_coef(0.1, 1e9, target=6.0, episodes=10_000) == pytest.approx(0.12)
+    assert adapt_kl_coef(0.1, 0.0, target=6.0, episodes=10_000) == pytest.approx(0.08)
