@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.core.lora import add_lora, using_adapter
+from agents.core.models import check_model_fits
 from agents.core.policy import Policy, no_progress_bar
 from agents.core.sources import validate_model_source
 from textenv.tokenizer import Tokenizer, load_tokenizer
@@ -26,7 +27,8 @@ class Critic(nn.Module):
     The head starts at 0, so that advantages start as the rewards to come.
 
     Args:
-        policy: whose states are valued.
+        hidden_size: H, of the states that are valued.
+        device: where the head is.
         learning_rate_factor: its learning rate over the policy's.
 
     Attributes:
@@ -35,10 +37,10 @@ class Critic(nn.Module):
 
     detached = False
 
-    def __init__(self, policy: Policy, learning_rate_factor: float = 1.0) -> None:
+    def __init__(self, hidden_size: int, device: torch.device, learning_rate_factor: float = 1.0) -> None:
         super().__init__()
         self.learning_rate_factor = learning_rate_factor
-        self.head = nn.Linear(policy.hidden_size, 1, device=policy.device)
+        self.head = nn.Linear(hidden_size, 1, device=device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -65,13 +67,13 @@ class SeparateCritic(Critic):
     """A critic with a trunk of its own.
 
     Args:
-        policy: whose states are valued.
-        trunk: a transformers model without a language head.
+        trunk: a transformers model without a head, which reads from left to right.
+        hidden_size: H, of its states.
         learning_rate_factor: its learning rate over the policy's.
     """
 
-    def __init__(self, policy: Policy, trunk: Any, learning_rate_factor: float = 1.0) -> None:
-        super().__init__(policy, learning_rate_factor)
+    def __init__(self, trunk: Any, hidden_size: int, learning_rate_factor: float = 1.0) -> None:
+        super().__init__(hidden_size, trunk.device, learning_rate_factor)
         self.trunk = trunk.requires_grad_(True)
 
     def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class AdapterCritic(Critic):
     """
 
     def __init__(self, policy: Policy, rank: int, seed: int, learning_rate_factor: float = 1.0) -> None:
-        super().__init__(policy, learning_rate_factor)
+        super().__init__(policy.hidden_size, policy.device, learning_rate_factor)
         before = {id(parameter) for parameter in policy.parameters()}
         add_lora(policy, rank, seed=seed, name=ADAPTER)
         # In a tuple, so that the policy's parameters do not become the critic's.
@@ -111,48 +113,72 @@ def states(trunk: Any, tokens_BT: Tensor, sampled_BT: Tensor) -> Tensor:
 
 
 def critic_from_reward_model(
-    policy: Policy, source: str | Path, learning_rate_factor: float = 1.0, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    device: torch.device,
+    learning_rate_factor: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> SeparateCritic:
     """A critic that begins as a reward model: its trunk, and its scalar head (InstructGPT, arXiv:2203.02155, section 3.5).
 
     Args:
-        policy: whose states are valued.
         source: a folder or hub name of an ``AutoModelForSequenceClassification`` with one label.
+        device: where the critic goes.
         learning_rate_factor: the critic's learning rate over the policy's.
         dtype: of the trunk.
-
-    Raises:
-        ValueError: see :func:`check_reward_model_fits`.
     """
     from transformers import AutoModelForSequenceClassification
 
     with no_progress_bar():
         model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-    model = model.to(policy.device).eval()
-    critic = SeparateCritic(policy, model.base_model, learning_rate_factor)
-    critic.head.load_state_dict({"weight": model.score.weight.float(), "bias": torch.zeros(1)}, strict=True)
+    model = model.to(device).eval()
+    critic = SeparateCritic(model.base_model, model.score.in_features, learning_rate_factor)
+    critic.head.load_state_dict({"weight": model.score.weight, "bias": torch.zeros(1)})
     return critic
 
 
-def check_reward_model_fits(source: str | Path, tokenizer: Tokenizer) -> None:
+def check_reward_model_fits(source: str | Path, tokenizer: Tokenizer, max_tokens: int) -> None:
     """Refuse, from its config and tokenizer alone, a reward model that cannot begin a critic.
 
-    Raises:
-        ValueError: there is none at ``source``; it has more than one label; or it speaks another vocabulary.
-    """
-    from transformers import AutoConfig
+    Args:
+        source: see :func:`critic_from_reward_model`.
+        tokenizer: the policy's.
+        max_tokens: size of the contexts to be valued.
 
-    validate_model_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    Raises:
+        ValueError: there is none at ``source``; it has more than one label, or does not read from left to right; it speaks
+            another vocabulary; or its context is too short.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    source = str(source)
+    try:
+        config = AutoConfig.from_pretrained(validate_model_source(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            'a critic is "shared", "separate", "lora", or begins as a reward model, but there is none at '
+            f"{source!r}: {str(error).splitlines()[0]}"
+        ) from error
     kind = (getattr(config, "architectures", None) or ["none"])[0]
     if not kind.endswith("ForSequenceClassification") or config.num_labels != 1:
         raise ValueError(
-            f"a critic begins as a sequence classifier with one label, but {str(source)!r} is a {kind} with "
+            f"a critic begins as a sequence classifier with one label, but {source!r} is a {kind} with "
             f'{config.num_labels}; give a reward model, or critic "shared" or "separate"'
         )
-    own = load_tokenizer(source)
-    if own.to_transformers().get_vocab() != tokenizer.to_transformers().get_vocab():
+    with torch.device("meta"):  # its modules without their weights
+        model = AutoModelForSequenceClassification.from_config(config)
+    if not hasattr(model, "score"):  # the name of the head in every classifier that is made of a causal trunk
         raise ValueError(
-            f"the critic {str(source)!r} speaks another vocabulary ({own.vocab_size} ids) than the policy "
+            f"the critic {source!r} is a {kind}, which reads a text as a whole, so a state's value would depend on what "
+            "follows; take a reward model made from a causal language model"
+        )
+    own = load_tokenizer(source)
+    # Ids of its own beside the policy's, such as one for padding, never occur.
+    if not tokenizer.to_transformers().get_vocab().items() <= own.to_transformers().get_vocab().items():
+        raise ValueError(
+            f"the critic {source!r} speaks another vocabulary ({own.vocab_size} ids) than the policy "
             f"({tokenizer.vocab_size} ids); take a reward model with the policy's tokenizer"
         )
+    try:
+        check_model_fits(source, tokenizer, max_tokens)
+    except ValueError as error:
+        raise ValueError(f"the critic {source!r} does not fit: {error}") from error

@@ -8,7 +8,7 @@ Shapes: N environments, T context positions, B = N episodes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -58,54 +58,84 @@ def step_episodes(
         ([6, 1], [1.0, 0.0])
     """
     end_id = _check_steppable(envs).episodes.tokenizer.eos_ids[0]
-    observation, begun = envs.reset(seed=seed, options=dict(options or {}))
-    num, width = observation["tokens"].shape
-    column_T = np.arange(width)
-    tokens_NT = observation["tokens"].copy()
-    source_NT = np.where(column_T < observation["length"], Source.PROMPT, Source.PAD).astype(np.uint8)
-    logp_NT, reward_NT = np.zeros((num, width), np.float32), np.zeros((num, width))
-    finish_N = np.full(num, Finish.NONE, dtype=np.uint8)
-    scores: list[Score] = [Score(0.0)] * num
-    completions: list[list[str]] = [[] for _ in range(num)]
-    running_N = np.ones(num, dtype=bool)
-
-    while running_N.any():
+    options = dict(options or {})
+    observation, begun = envs.reset(seed=seed, options=options)
+    recording = _Recording(observation)
+    while recording.running_N.any():
         length_N = observation["length"][:, 0]
         token_N, logp_N = choose(observation["tokens"], length_N)
         # The action of an episode that is over is ignored, unless it was truncated: then it is to end soon.
-        observation, earned_N, terminated_N, truncated_N, infos = envs.step(np.where(running_N, token_N, end_id))
-        taken = running_N, length_N[running_N]
-        source_NT[taken], logp_NT[taken], reward_NT[taken] = Source.SAMPLED, logp_N[running_N], earned_N[running_N]
-        # Whatever else the context has grown by is a reply.
-        new_NT = (source_NT == Source.PAD) & (column_T < observation["length"]) & running_N[:, None]
-        source_NT[new_NT] = Source.REPLY
-        tokens_NT[running_N] = observation["tokens"][running_N]
+        observation, *outcome = envs.step(np.where(recording.running_N, token_N, end_id))
+        recording.add(length_N, logp_N, observation, *outcome)
+    return recording.trajectories([info_of(begun, n) for n in range(envs.num_envs)], options.get("repeat", 1))
 
-        over_N = running_N & (terminated_N | truncated_N)
-        for n in np.flatnonzero(over_N):
-            told = info_of(infos, n) if terminated_N[n] else {}
-            scores[n] = _score(float(reward_NT[n].sum()), told)
-            if told:
-                finish_N[n], completions[n] = Finish[told["finish"].upper()], [told["completion"]]
-            if scores[n].tokens is not None:
-                reward_NT[n, source_NT[n] == Source.SAMPLED] = scores[n].tokens
-        running_N &= ~over_N
 
-    longest = int((source_NT != Source.PAD).sum(axis=1).max())
-    asked = [info_of(begun, n) for n in range(num)]
-    return Trajectories(
-        tokens_BT=torch.from_numpy(tokens_NT[:, :longest]),
-        source_BT=torch.from_numpy(source_NT[:, :longest]),
-        logp_BT=torch.from_numpy(logp_NT[:, :longest]),
-        reward_BT=torch.from_numpy(reward_NT[:, :longest]),
-        penalty_B=torch.zeros(num, dtype=torch.float64),
-        group_B=torch.arange(num) // (options or {}).get("repeat", 1),
-        scores=scores,
-        finish_B=finish_N,
-        prompts=[info["prompt"] for info in asked],
-        completions=completions,
-        references=[info["reference"] for info in asked],
-    )
+class _Recording:
+    """What N environments have said so far, each until its episode was over."""
+
+    def __init__(self, observation: Mapping[str, np.ndarray]) -> None:
+        self.tokens_NT = observation["tokens"].copy()
+        num, width = self.tokens_NT.shape
+        self.column_T = np.arange(width)
+        begun_NT = self.column_T < observation["length"]
+        self.source_NT = np.where(begun_NT, Source.PROMPT, Source.PAD).astype(np.uint8)
+        self.logp_NT, self.reward_NT = np.zeros((num, width), np.float32), np.zeros((num, width))
+        self.running_N = np.ones(num, dtype=bool)
+        self.finish_N = np.full(num, Finish.NONE, dtype=np.uint8)
+        self.scores = [Score(0.0)] * num
+        self.completions: list[list[str]] = [[] for _ in range(num)]
+
+    def add(
+        self,
+        length_N: np.ndarray,
+        logp_N: np.ndarray,
+        observation: Mapping[str, np.ndarray],
+        reward_N: np.ndarray,
+        terminated_N: np.ndarray,
+        truncated_N: np.ndarray,
+        infos: Mapping[str, Any],
+    ) -> None:
+        """Keep one step, which chose the tokens at ``length_N``."""
+        running_N = self.running_N
+        chosen = running_N, length_N[running_N]
+        self.source_NT[chosen] = Source.SAMPLED
+        self.logp_NT[chosen], self.reward_NT[chosen] = logp_N[running_N], reward_N[running_N]
+        # Whatever else a context has grown by is a reply.
+        grown_NT = (self.source_NT == Source.PAD) & (self.column_T < observation["length"])
+        self.source_NT[grown_NT & running_N[:, None]] = Source.REPLY
+        self.tokens_NT[running_N] = observation["tokens"][running_N]
+        for n in np.flatnonzero(running_N & (terminated_N | truncated_N)).tolist():
+            self._end(n, info_of(infos, n) if terminated_N[n] else None)
+        self.running_N = running_N & ~(terminated_N | truncated_N)
+
+    def _end(self, n: int, told: Mapping[str, Any] | None) -> None:
+        """Close episode ``n``, of which ``told`` is the last info; None if it was truncated."""
+        paid = float(self.reward_NT[n].sum())
+        if told is None:
+            self.scores[n] = Score(paid)
+            return
+        credit = told.get("credit")
+        self.scores[n] = Score(None if told["ungraded"] else paid, told["parts"], credit, told.get("error"))
+        self.finish_N[n], self.completions[n] = Finish[told["finish"].upper()], [told["completion"]]
+        if credit is not None:
+            self.reward_NT[n, self.source_NT[n] == Source.SAMPLED] = credit
+
+    def trajectories(self, asked: Sequence[Mapping[str, Any]], group_size: int) -> Trajectories:
+        """The episodes, all over; ``asked`` is what each was told at its start."""
+        width = int((self.source_NT != Source.PAD).sum(axis=1).max())
+        return Trajectories(
+            tokens_BT=torch.from_numpy(self.tokens_NT[:, :width]),
+            source_BT=torch.from_numpy(self.source_NT[:, :width]),
+            logp_BT=torch.from_numpy(self.logp_NT[:, :width]),
+            reward_BT=torch.from_numpy(self.reward_NT[:, :width]),
+            penalty_B=torch.zeros(len(asked), dtype=torch.float64),
+            group_B=torch.arange(len(asked)) // group_size,
+            scores=self.scores,
+            finish_B=self.finish_N,
+            prompts=[info["prompt"] for info in asked],
+            completions=self.completions,
+            references=[info["reference"] for info in asked],
+        )
 
 
 def sampling(policy: Policy, temperature: float, uniforms: Iterable[np.ndarray]) -> Chooser:
@@ -173,9 +203,3 @@ def _check_steppable(envs: gym.vector.VectorEnv[Any, Any, Any]) -> TokenVectorEn
             f'got autoreset_mode={inner.autoreset_mode.value!r}, make them with autoreset_mode="Disabled"'
         )
     return inner
-
-
-def _score(earned: float, told: Mapping[str, Any]) -> Score:
-    """The score of an episode that was paid ``earned`` in all."""
-    value = None if told.get("ungraded") else earned
-    return Score(value, told.get("parts", {}), told.get("credit"), told.get("error"))

@@ -1,0 +1,1 @@
+"""Conformance of trainers: one suite of checks for silent faults, run on any trainer behind a small adapter."""
