@@ -21,6 +21,7 @@ from textenv.registry import make_task
 
 if TYPE_CHECKING:
     from agents.core.agent import Agent
+    from agents.core.best_of import BestOfEvaluation
     from agents.core.evaluate import Evaluation
     from agents.core.training import Training
 
@@ -92,7 +93,7 @@ def _show(agent: Agent) -> None:
         soft_wrap=True,
     )
     if not training.taught:
-        console.print("[bold]Nothing was learned:[/bold] in no step did the rewards of a group differ.")
+        console.print("[bold]Nothing was learned:[/bold] in no step was there anything to tell better answers by.")
         console.print("The first command below shows what is answered and what it earns.\n")
     console.print("What to try next:")
     for command in _next_steps(agent, training):
@@ -149,7 +150,8 @@ def evaluate(
     *,
     model: str,
     episodes: int = 512,
-    temperature: float = 0.0,
+    best_of: int = 1,
+    temperature: float | None = None,
     seed: int = 0,
     split: Literal["train", "eval"] = "eval",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -162,32 +164,59 @@ def evaluate(
         env_id: a registered environment.
         model: a run's folder, a transformers folder or a hub name.
         episodes: how many problems to play.
-        temperature: of the sampling; 0 is greedy.
+        best_of: sample so many completions a problem, and tell what the best of 1, 2, 4, … of them earns when it is picked by
+            the environment's reward; another reward picks with --options reward NAME.
+        temperature: of the sampling; 0 is greedy. Default 0, and 1 with best_of.
         seed: of problems and sampling.
         split: which problems.
         device: where the model runs; "auto" takes a GPU when there is one.
         options: options of the environment.
         json_file: also write the figures here.
     """
+    from agents.core.best_of import check_best_of, evaluate_best_of
     from agents.core.evaluate import evaluate as measure
     from agents.core.run import to_json
 
+    if temperature is None:
+        temperature = 0.0 if best_of == 1 else 1.0
+    check_best_of(best_of, temperature)
     rollout = _rollout(env_id, model, device, seed, split, options)
-    evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
     how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
-    table = Table(
-        show_header=False, title=f"{env_id}, {evaluation.episodes} problems of {split}, {how}, with 95 % intervals"
-    )
+    console = Console(highlight=False)
+    evaluation: Evaluation | BestOfEvaluation
+    if best_of == 1:
+        evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
+        title = f"{env_id}, {evaluation.episodes} problems of {split}, {how}, with 95 % intervals"
+        console.print(_figures_table(evaluation, title))
+        console.print(_samples_table(evaluation))
+    else:
+        evaluation = evaluate_best_of(rollout, episodes, best_of, temperature=temperature, seed=seed)
+        title = f"{env_id}, {evaluation.problems} problems of {split}, {how}, with 95 % intervals over problems"
+        console.print(_best_of_table(evaluation, title))
+        if evaluation.ungraded:
+            console.print(
+                f"{evaluation.ungraded} of {evaluation.problems * best_of} completions could not be graded and are left "
+                "out; a problem counts as far as its graded ones go"
+            )
+    if json_file is not None:
+        json_file.write_text(to_json(asdict(evaluation), indent=2))
+
+
+def _figures_table(evaluation: Evaluation, title: str) -> Table:
+    table = Table(show_header=False, title=title)
     table.add_row("accuracy", evaluation.accuracy_text())
     table.add_row("reward", evaluation.reward_text())
     table.add_row("tokens an answer", f"{evaluation.new_tokens:.1f}")
     table.add_row("cut answers", f"{evaluation.cut_share:.1%}")
     table.add_row("ungraded", str(evaluation.ungraded))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(_samples_table(evaluation))
-    if json_file is not None:
-        json_file.write_text(to_json(asdict(evaluation), indent=2))
+    return table
+
+
+def _best_of_table(evaluation: BestOfEvaluation, title: str) -> Table:
+    table = Table("best of", "problems", "reward", "accuracy", "KL at most", title=title)
+    for row in evaluation.table:
+        table.add_row(str(row.n), str(row.problems), row.reward_text(), row.accuracy_text(), f"{row.kl_bound:.3f} nats")
+    return table
 
 
 def generate(

@@ -103,7 +103,7 @@ class Rollout:
             _write(logp_NT, episodes, rows, completions)
             episodes.extend(completions.tokens, rows)
             turn += 1
-        check_graded(episodes, self.max_ungraded)
+        check_graded([score for score in episodes.scores if score is not None], self.reward.name, self.max_ungraded)
         return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size)
 
 
@@ -147,11 +147,11 @@ def encode_demonstration(task: Task, tokenizer: Tokenizer, transcript: Transcrip
     return np.array([*ids, tokenizer.eos_ids[0]][: task.max_new_tokens])
 
 
-def check_graded(episodes: Episodes, max_ungraded: float) -> None:
+def check_graded(scores: Sequence[rewards.Score], reward: str, max_ungraded: float) -> None:
     """Stop when a reward grades too little of a rollout to learn from."""
-    errors = [score.error for score in episodes.scores if score is not None and score.error is not None]
-    if len(errors) > max_ungraded * episodes.num:
+    errors = [score.error for score in scores if score.error is not None]
+    if len(errors) > max_ungraded * len(scores):
         raise rewards.RewardError(
-            f"the reward {episodes.reward.name!r} left {len(errors)} of {episodes.num} episodes ungraded, more than "
+            f"the reward {reward!r} left {len(errors)} of {len(scores)} episodes ungraded, more than "
             f"max_ungraded={max_ungraded:g}; the first error was:\n{errors[0]}"
         )

@@ -12,6 +12,7 @@ Shapes: P problems, G completions a problem, B episodes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
@@ -22,7 +23,7 @@ from torch import Tensor
 from agents.core.advantages import group_advantages, group_range
 from agents.core.config import require
 from agents.core.policy_gradient import GroupConfig, PolicyGradient, policy_loss
-from agents.core.rollout import Rollout
+from agents.core.rollout import Rollout, check_graded
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories, concatenate, summary
 
@@ -41,7 +42,8 @@ class DAPOConfig(GroupConfig):
     """Most problems sampled for a step, in multiples of prompts_per_step. With fewer mixed groups than wanted by then,
     the step makes do with them; with none, training stops."""
     overlong_buffer: float = 0.2
-    """Share of an answer's budget, at its end, in which a growing punishment sets in, -1 at the limit; 0 for none."""
+    """Share of an answer's budget, at its end, in which a growing punishment sets in, -1 at the limit; 0 for none, as where
+    right answers need the whole budget."""
     overlong_filter: bool = False
     """Leave answers that were cut at their budget out of the loss; their rewards still count for their group."""
 
@@ -66,7 +68,8 @@ class DAPO(PolicyGradient):
 
     def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         config = self.config
-        rollout, reference = self.rollout(), self.reference()
+        # A refill may be of so few problems that none can be graded: what counts is the step so far.
+        rollout, reference = self.rollout(max_ungraded=1.0), self.reference()
         budget = self.task.max_new_tokens * self.task.turns
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
@@ -74,8 +77,9 @@ class DAPO(PolicyGradient):
                 batch = self.penalise(batch, reference).penalised(
                     soft_overlong_penalty(batch.sampled_BT, budget, config.overlong_buffer)
                 )
+                return_B = torch.where(kept_B, batch.return_B, torch.nan)  # what is thrown away has no say in any mean
                 advantage_B = group_advantages(
-                    batch.return_B, batch.group_B, config.scale_rewards, min_std=config.min_group_std
+                    return_B, batch.group_B, config.scale_rewards, min_std=config.min_group_std
                 ).float()
                 counted_B = kept_B & ~batch.cut_B if config.overlong_filter else kept_B
                 loss = partial(
@@ -89,9 +93,10 @@ class DAPO(PolicyGradient):
                 metrics = self.update(batch, loss, step, trained_B=trained_B, counted_B=counted_B) | self.adapt_kl(
                     batch
                 )
-                training.log(batch, summary(batch) | metrics | {"kept_share": float(kept_B.float().mean())})
+                shares = sampling_shares(batch, kept_B)
+                training.log(batch, summary(batch) | metrics | shares)
                 if not kept_B.any():
-                    training.stop(f"none of {len(batch) // config.group_size} groups had both right and wrong answers")
+                    training.stop(nothing_kept(len(batch) // config.group_size, shares))
         return self
 
     def sample_mixed_groups(self, rollout: Rollout, index: int, step: int) -> tuple[Trajectories, Tensor]:
@@ -109,6 +114,9 @@ class DAPO(PolicyGradient):
             share = max(mixed, 1) / asked if asked else 1.0
             prompts = min(math.ceil((wanted - mixed) / share), wanted, most - asked)
             batches.append(self.sample(rollout, index + asked, (step, len(batches)), prompts))
+            check_graded(
+                [score for batch in batches for score in batch.scores], rollout.reward.name, config.max_ungraded
+            )
             asked += prompts
             mixed += int(mixed_groups(batches[-1]).sum()) // config.group_size
         batch = concatenate(batches)
@@ -124,6 +132,41 @@ def mixed_groups(batch: Trajectories) -> Tensor:
     """
     least_B, most_B = group_range(batch.outcome_B, batch.group_B)
     return least_B < most_B
+
+
+def sampling_shares(batch: Trajectories, kept_B: Tensor) -> dict[str, float]:
+    """What became of the groups that were sampled, as shares of them. What is missing to 1 could not be graded at all.
+
+    Args:
+        batch: all that was sampled, in groups of one size.
+        kept_B: bool, the episodes of the groups that are trained on.
+
+    Returns:
+        ``kept_share``; ``dropped_all_right`` and ``dropped_all_wrong``, the groups without a spread; ``surplus``, mixed groups
+        beyond those that were wanted.
+    """
+    least_B, most_B = group_range(batch.outcome_B, batch.group_B)
+    became = {
+        "kept_share": kept_B,
+        "dropped_all_right": (least_B == most_B) & (most_B >= 1),
+        "dropped_all_wrong": (least_B == most_B) & (most_B < 1),
+        "surplus": (least_B < most_B) & ~kept_B,
+    }
+    return {name: float(share_B.double().mean()) for name, share_B in became.items()}
+
+
+def nothing_kept(groups: int, shares: Mapping[str, float]) -> str:
+    """Why training stops, with what was seen."""
+    right, wrong = shares["dropped_all_right"], shares["dropped_all_wrong"]
+    advice = (
+        "the task is solved"
+        if right > wrong
+        else "begin from a model that is right now and then (textenv train sft), or with easier problems"
+    )
+    return (
+        f"none of {groups} groups had both right and wrong answers, {right:.0%} were all right and {wrong:.0%} all "
+        f"wrong; {advice}"
+    )
 
 
 def soft_overlong_penalty(sampled_BT: Tensor, budget: int, buffer: float) -> Tensor:

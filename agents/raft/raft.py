@@ -6,13 +6,16 @@
 - Reinforce-Rej (arXiv:2504.11343, section 3.3): groups that are all right or all wrong are dropped; of the others the right
   completions have advantage 1, the wrong ones 0 (or ``wrong_advantage``).
 
-No group without a right answer is ever trained on, be its answers ever so different in other ways.
+A group that is all wrong is never trained on, be its answers ever so different in other ways. An answer is right from an
+outcome of 1 on. Where the reward names no ``correct`` part and nothing in a group reaches 1, outcomes that differ are taken
+for grades, and RAFT learns from the better ones; all equal, they are all wrong.
 
 Shapes: P problems, G completions a problem, B = P·G episodes, R rows of a micro-batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
@@ -20,7 +23,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from agents.core.advantages import group_range
+from agents.core.advantages import group_advantages, group_range
 from agents.core.config import require
 from agents.core.learner import Scored
 from agents.core.losses import Denominators, aggregate
@@ -33,7 +36,8 @@ Variant = Literal["raft", "raft++", "reinforce-rej"]
 
 @dataclass(frozen=True, kw_only=True)
 class RAFTConfig(GroupConfig):
-    """Settings of RAFT and its relatives. Clip settings act in the variants with a ratio: raft++ and reinforce-rej."""
+    """Settings of RAFT and its relatives. ``clip_high`` acts in the variants with a ratio, raft++ and reinforce-rej;
+    ``clip_low`` and ``clip_ratio_max`` only where wrong answers are pushed down."""
 
     variant: Variant = "raft"
     """"raft": supervised on the accepted; "raft++": with ratio and clip; "reinforce-rej": on mixed groups only."""
@@ -41,12 +45,12 @@ class RAFTConfig(GroupConfig):
     """Which completions are learned from: the best of each group, all right ones, or those that earn more than
     accept_above. Default best for raft, correct for raft++; reinforce-rej has a rule of its own."""
     accept_k: int | None = None
-    """With accept "best": keep the best 1/k of each group; default the group size, the best one."""
+    """With accept "best": keep the best 1/k of each group, rounded down; default the group size, the best one."""
     accept_above: float | None = None
     """With accept "above": the return that a completion must exceed."""
     denominator: Literal["accepted", "all"] | None = None
-    """Average the loss over the accepted completions, or over all that were sampled; default accepted for raft, all for the
-    others, whose steps then shrink with the share that is accepted."""
+    """Average the loss over the completions that are learned from, or over all that were sampled; default accepted for raft,
+    all for the others, whose steps then shrink with the share that is accepted."""
     wrong_advantage: float = 0.0
     """Advantage of a wrong completion in reinforce-rej; -1 pushes it down."""
     max_barren_steps: int = 20
@@ -62,6 +66,11 @@ class RAFTConfig(GroupConfig):
                 self.wrong_advantage == 0, "wrong_advantage", f"0 in {self.variant}, which has no wrong samples",
                 self.wrong_advantage,
             )  # fmt: skip
+            require(
+                self.clip_ratio_max is None, "clip_ratio_max", f"left out in {self.variant}, which pushes nothing down",
+                self.clip_ratio_max,
+            )  # fmt: skip
+        require(self.wrong_advantage <= 0, "wrong_advantage", "0 or less", self.wrong_advantage)
         require(
             k is None or (self.acceptance == "best" and 1 < k <= group),
             "accept_k", f'from 2 to group_size={group}, with accept "best"', k,
@@ -104,7 +113,7 @@ class RAFT(PolicyGradient):
                 batch = self.sample(rollout, training.episodes // config.group_size, (step,))
                 batch = self.penalise(batch, reference)
                 advantage_B = rejection_advantages(batch, config)
-                accepted_B = advantage_B != 0
+                learned_B, accepted = advantage_B != 0, int((advantage_B > 0).sum())
                 loss = partial(
                     supervised_loss if config.variant == "raft" else policy_loss,
                     config=config,
@@ -112,14 +121,13 @@ class RAFT(PolicyGradient):
                     reference_BT=batch.reference_BT,
                     kl_loss_coef=config.kl_loss_coef * self.kl_factor,
                 )
-                counted_B = None if config.counts_all else accepted_B
-                trained_B = batch.graded_B if config.kl_loss_coef else accepted_B
+                counted_B = learned_B | config.counts_all
+                trained_B = counted_B & (batch.graded_B if config.kl_loss_coef else learned_B)
                 metrics = self.update(batch, loss, step, trained_B=trained_B, counted_B=counted_B) | self.adapt_kl(
                     batch
                 )
-                accepted = int(accepted_B.sum())
-                training.log(batch, summary(batch) | metrics | {"accepted_share": accepted / len(batch)})
                 self.state["barren_steps"] = 0 if accepted else self.state.get("barren_steps", 0) + 1
+                training.log(batch, summary(batch) | metrics | {"accepted_share": accepted / len(batch)})
                 if self.state["barren_steps"] >= config.max_barren_steps:
                     training.stop(nothing_accepted(training.metrics, config))
         return self
@@ -129,23 +137,27 @@ def rejection_advantages(batch: Trajectories, config: RAFTConfig) -> Tensor:
     """The advantage of each episode ``(B,)``, float32: 1 if it is accepted, else 0; in Reinforce-Rej wrong answers of mixed
     groups have ``wrong_advantage``.
 
-    Episodes of a group in which nothing is right, and ungraded ones, have 0.
+    Ungraded episodes have 0, and so has every episode of a group that is all wrong.
     """
     return_B, outcome_B, group_B = batch.return_B, batch.outcome_B, batch.group_B
     least_B, most_B = group_range(outcome_B, group_B)
-    mixed_B = batch.graded_B & (least_B < most_B)
+    eligible_B = batch.graded_B
+    if config.min_group_std:
+        apart_B = group_advantages(return_B, group_B, min_std=config.min_group_std).abs()
+        eligible_B = eligible_B & (group_range(apart_B, group_B)[1] > 0)
     if config.acceptance == "mixed":
-        return torch.where(mixed_B, torch.where(outcome_B >= 1, 1.0, config.wrong_advantage), 0.0).float()
-    # Without a 1 among them but with a spread, outcomes are grades, of which the better ones can be learned from.
-    hopeful_B = batch.graded_B & (mixed_B | (most_B >= 1))
+        advantage_B = torch.where(outcome_B >= 1, 1.0, config.wrong_advantage)
+        return torch.where(eligible_B & (least_B < 1) & (most_B >= 1), advantage_B, 0.0).float()
     if config.acceptance == "correct":
         accepted_B = outcome_B >= 1
     elif config.accept_above is not None:
         accepted_B = return_B > config.accept_above
     else:
-        best = max(1, config.group_size // (config.accept_k or config.group_size))
+        best = config.group_size // (config.accept_k or config.group_size)
         accepted_B = rank_in_group(return_B, group_B) < best
-    return (hopeful_B & accepted_B).float()
+    # Nothing right, but a spread: outcomes are grades, of which the better ones can be learned from.
+    all_wrong_B = (most_B < 1) & (least_B == most_B)
+    return (eligible_B & ~all_wrong_B & accepted_B).float()
 
 
 def rank_in_group(return_B: Tensor, group_B: Tensor) -> Tensor:
@@ -189,10 +201,15 @@ def supervised_loss(
     return aggregate(loss_RT, scored.sampled_RT, config.aggregation, denominators), metrics
 
 
-def nothing_accepted(metrics: dict[str, float], config: RAFTConfig) -> str:
+def nothing_accepted(metrics: Mapping[str, float], config: RAFTConfig) -> str:
     """Why training stops, with what was seen."""
+    advice = (
+        "the task is solved"
+        if metrics["groups_all_right"] > metrics["groups_all_wrong"]
+        else "begin from a model that is right now and then (textenv train sft), or accept more"
+    )
     return (
-        f"no completion was accepted in {config.max_barren_steps} steps; in the last one the accuracy was "
-        f"{metrics['accuracy']:.1%}, the mean reward {metrics['reward']:.3g} and {metrics['cut_share']:.0%} of the answers "
-        "were cut. Begin from a model that is right now and then (textenv train sft), or accept more"
+        f"no completion was accepted in {config.max_barren_steps} steps; in the last one {metrics['accuracy']:.0%} of the "
+        f"answers were right, the mean reward was {metrics['reward']:.3g} and {metrics['cut_share']:.0%} of the answers were "
+        f"cut; {advice}"
     )

@@ -1,12 +1,14 @@
 """Tiny models of three families, with fresh weights large enough that their distributions have a shape."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from agents.core.policy import Policy
-from agents.grpo import GRPOConfig
+from agents.grpo import GRPO
 from textenv import make_task
 from textenv.tokenizer import CharTokenizer
 
@@ -78,17 +80,21 @@ def fresh_model(tmp_path):
 
 @pytest.fixture
 def config(tmp_path):
-    """A GRPO config for a few quick steps, its run kept under the test's folder."""
+    """A config for a few quick steps of an agent, by default GRPO, its run kept under the test's folder."""
 
-    def make(model: str, **changes):
-        run = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        defaults = {
+    def make(model: str, agent_class=GRPO, /, **changes):
+        quick = {
+            "model": model,
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
             "prompts_per_step": 4,
             "group_size": 4,
             "total_episodes": 48,
+            "critic_warmup_steps": 1,
             "eval_episodes": 8,
-            "run_dir": str(run),
+            "run_dir": str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"),
         }
-        return GRPOConfig(**{"model": model, "learning_rate": 1e-2, "warmup_steps": 0} | defaults | changes)
+        names = {field.name for field in dataclasses.fields(agent_class.config_class)}
+        return agent_class.config_class(**{name: quick[name] for name in quick.keys() & names} | changes)
 
     return make

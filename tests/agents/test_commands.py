@@ -73,6 +73,45 @@ def test_evaluate_writes_its_figures(fresh_model, tmp_path):
     assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
 
 
+def test_evaluate_shows_and_writes_what_the_best_of_n_earns(fresh_model, capsys, tmp_path):
+    model = fresh_model("textenv/ProbeOneHot-v0")
+    main(f"evaluate textenv/ProbeOneHot-v0 --model {model} --episodes 40 --best-of 6 --json-file best.json".split())
+    shown = capsys.readouterr().out
+    assert "40 problems of eval, temperature 1, with 95 % intervals over problems" in " ".join(shown.split())
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["1", "2", "4", "6"]
+    assert [row[4] for row in rows] == ["0.000 nats", "0.193 nats", "0.636 nats", "0.958 nats"]
+    figures = json.loads((tmp_path / "best.json").read_text())
+    assert (figures["problems"], figures["completions"], figures["temperature"]) == (40, 6, 1.0)
+    table = figures["table"]
+    assert [row["n"] for row in table] == [1, 2, 4, 6]
+    assert table[0]["reward"] < table[1]["reward"] < table[2]["reward"] < table[3]["reward"]
+    assert all(row["reward_low"] <= row["reward"] <= row["reward_high"] for row in table)
+    assert [row[2].split()[0] for row in rows] == [f"{row['reward']:.3f}" for row in table]
+
+
+def test_the_best_is_picked_by_the_reward_that_is_named(fresh_model, tmp_path):
+    command = (
+        f"evaluate textenv/ProbeOneHot-v0 --model {fresh_model('textenv/ProbeOneHot-v0')} --episodes 40 --best-of 4"
+    )
+    main(f"{command} --json-file own.json".split())
+    main(f"{command} --json-file exact.json --options reward exact".split())
+    own, exact = (json.loads((tmp_path / name).read_text())["table"][-1] for name in ("own.json", "exact.json"))
+    assert exact["reward"] < own["reward"]  # its own pays for the first character, whatever follows
+
+
+def test_evaluate_says_how_many_completions_were_left_out(my_module, fresh_model, capsys):
+    limits = "--options max_new_tokens 4 max_tokens 32"
+    main(
+        f"evaluate me/Moody-v0 --import my_module --model {fresh_model('textenv/Arithmetic-v0')} --episodes 20 --best-of 2 "
+        f"{limits}".split()
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "of 40 completions could not be graded and are left out; a problem counts as far as its graded ones go" in shown
+    )
+
+
 MODULE = """
 import textenv
 
@@ -85,6 +124,10 @@ def last(rng):
 def long(rng):
     return "x" * int(rng.integers(5, 60)), "x"
 
+@textenv.register("me/Moody-v0", reward=lambda prompt, completion, reference: 1 / int(reference))
+def moody(rng):
+    return f"{rng.integers(10**6)}?", str(int(rng.random() < 0.8))
+
 @textenv.register("me/Broken-v0", reward=lambda prompt, completion, reference: 1 / 0)
 def broken(rng):
     return f"{rng.integers(10**6)}?", "1"
@@ -96,7 +139,7 @@ def my_module(tmp_path):
     (tmp_path / "my_module.py").write_text(MODULE)
     yield
     sys.modules.pop("my_module", None)
-    for env_id in ("me/Last-v0", "me/Long-v0", "me/Broken-v0"):
+    for env_id in ("me/Last-v0", "me/Long-v0", "me/Moody-v0", "me/Broken-v0"):
         registry.pop(env_id, None)
         gymnasium.registry.pop(env_id, None)
 
@@ -114,7 +157,10 @@ def test_a_module_of_ones_own_trains_the_same_way(my_module, monkeypatch, capsys
             "train grpo textenv/Arithmetik-v0",
             "no environment 'textenv/Arithmetik-v0'; did you mean textenv/Arithmetic-v0",
         ),
-        ("train gpro textenv/Arithmetic-v0", "no agent 'gpro'; did you mean grpo? there are grpo, sft"),
+        (
+            "train gpro textenv/Arithmetic-v0",
+            "no agent 'gpro'; did you mean grpo? there are dapo, grpo, ppo, raft, sft",
+        ),
         ("train grpo textenv/Arithmetic-v0 --group-size 1", "group_size must be 2 or more"),
         (
             "train grpo textenv/Arithmetic-v0 --env-options digit 3",
@@ -129,6 +175,11 @@ def test_a_module_of_ones_own_trains_the_same_way(my_module, monkeypatch, capsys
         ("train --resume nowhere", "no run to resume in nowhere"),
         ("train grpo me/Long-v0 --import my_module", "tokens long, but the context of max_tokens=40 has room for 8"),
         ("evaluate textenv/Arithmetic-v0 --model empty", "not a model folder"),
+        (
+            "evaluate textenv/Arithmetic-v0 --model empty --best-of 4 --temperature 0",
+            "temperature must be above 0 for the best of 4, since greedily all completions of a problem are the same, got 0",
+        ),
+        ("evaluate textenv/Arithmetic-v0 --model empty --best-of 0", "best_of must be at least 1, got 0"),
     ],
 )
 def test_bad_input_gets_one_clear_line_before_a_model_loads(my_module, tmp_path, capsys, arguments, wanted):
@@ -173,4 +224,4 @@ def test_a_model_too_narrow_for_its_tokenizer_or_the_context_is_refused_before_i
 
 def test_a_run_in_which_nothing_could_be_learned_says_so(fresh_model, capsys):
     train(fresh_model("textenv/ProbeConstant-v0"), "textenv/ProbeConstant-v0")
-    assert "Nothing was learned: in no step did the rewards of a group differ" in capsys.readouterr().out
+    assert "Nothing was learned: in no step was there anything to tell better answers by" in capsys.readouterr().out
