@@ -107,6 +107,11 @@ def make_task(id: str, **options: Any) -> Task:
     Raises:
         ValueError: unknown id (the message names the nearest ones) or unknown option.
     """
+    if id not in registry and id in gym.registry:
+        raise ValueError(
+            f"{id!r} is a Gymnasium environment without a token-level view, which only textenv.register makes; "
+            "write its problems and its reward as a task and register that"
+        )
     if id not in registry:
         nearest = difflib.get_close_matches(id, registry, n=3, cutoff=0.4)
         raise ValueError(

@@ -147,7 +147,12 @@ class TransformersTokenizer(Tokenizer):
             )
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the tokenizers library raises no narrower one
+            if type(error) is not Exception:
+                raise
+            raise ValueError(f"the tokenizer {self.name!r} cannot write {text[:60]!r}: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(

@@ -125,7 +125,7 @@ class Learner:
         if beside is not None:
             other, other_loss = beside
             for part in self.microbatches(other, other.rows):
-                share, metrics = other_loss(self.score(other, part))
+                share, metrics = other_loss(self.score(other, part, valued=False))
                 share.backward()
                 sums = {**sums, **{name: value + sums.get(name, 0.0) for name, value in metrics.items()}}
         norms = self._clip(float(sums["loss"]))
@@ -145,11 +145,11 @@ class Learner:
                 )
         return norms
 
-    def score(self, batch: Trajectories, rows: Tensor) -> Scored:
-        """Score ``rows`` with the current weights, cut to the longest of them."""
+    def score(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> Scored:
+        """Score ``rows`` with the current weights, cut to the longest of them; with a critic, value them too if ``valued``."""
         tokens_RT, sampled_RT = _cut(batch, rows)
         logp_RT, entropy_RT, hidden_NH = self.policy.score(tokens_RT, sampled_RT, self.temperature)
-        value_RT = None if self.critic is None else self.critic(tokens_RT, sampled_RT, hidden_NH)
+        value_RT = self.critic(tokens_RT, sampled_RT, hidden_NH) if self.critic is not None and valued else None
         return Scored(rows, sampled_RT, logp_RT, entropy_RT, value_RT)
 
     @torch.no_grad()

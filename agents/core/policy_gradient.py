@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.core.agent import Agent
-from agents.core.config import AgentConfig, require
+from agents.core.config import TINY, AgentConfig, require
 from agents.core.kl import adapt_kl_coef, kl_estimate
 from agents.core.learner import Beside, Scored, check_logp_gap, mean_metrics, shuffled_parts
 from agents.core.losses import (
@@ -26,6 +26,7 @@ from agents.core.losses import (
 )
 from agents.core.policy import Scorer
 from agents.core.rollout import Rollout
+from agents.core.sources import find_model, validate_model_source
 from agents.core.trajectories import Trajectories
 from textenv.wrappers import kl_penalty
 
@@ -132,6 +133,20 @@ class PolicyGradient(Agent):
     def temperature(self) -> float:
         return self.config.temperature
 
+    def needs_the_start(self) -> bool:
+        """Whether the run goes on using the model that it started from."""
+        return max(self.config.kl_coefs) > 0
+
+    def check_before_loading(self) -> None:
+        super().check_before_loading()
+        if self.resumed and self.needs_the_start() and self.config.model != TINY:
+            try:
+                validate_model_source(find_model(self.config.model))
+            except ValueError as error:
+                raise ValueError(
+                    f"to go on, the run needs the model that it started from, for its KL or its critic: {error}"
+                ) from error
+
     def reference(self) -> Scorer | None:
         """The policy as it started, if any KL to it is wanted."""
         return self.frozen_reference() if max(self.config.kl_coefs) > 0 else None
@@ -144,14 +159,20 @@ class PolicyGradient(Agent):
         )
         return batch.to(self.policy.device)
 
-    def penalise(self, batch: Trajectories, reference: Scorer | None) -> Trajectories:
-        """The batch with the reference's log-probabilities, and the KL penalty taken off its rewards."""
+    def penalise(self, batch: Trajectories, reference: Scorer | None, old_BT: Tensor | None = None) -> Trajectories:
+        """The batch with what the reference says of it, and the KL penalty taken off its rewards.
+
+        Policy and reference are scored in the same way, by the learner: where they are equal the penalty is 0, and not the
+        rounding of an engine, which a group without spread would blow up. ``old_BT`` is the policy's side, if it is known.
+        """
         if reference is None:
             return batch
+        if old_BT is None:
+            old_BT = self.learner.logprobs(batch, batch.rows)
         reference_BT = self.learner.logprobs(batch, batch.rows, policy=reference)
-        coef = self.config.kl_reward_coef * self.kl_factor
-        penalty_BT = kl_penalty(batch.logp_BT.double(), reference_BT.double(), coef)
-        return replace(batch, reference_BT=reference_BT).penalised(penalty_BT)
+        penalty_BT = kl_penalty(old_BT.double(), reference_BT.double(), self.config.kl_reward_coef * self.kl_factor)
+        kl_B = (old_BT.double() - reference_BT.double()).sum(dim=1)  # both are 0 where nothing was sampled
+        return replace(batch, reference_BT=reference_BT, kl_B=kl_B).penalised(penalty_BT)
 
     @property
     def kl_factor(self) -> float:
@@ -162,6 +183,7 @@ class PolicyGradient(Agent):
         """Move the KL coefficients for the next batch, by the KL of this one."""
         if self.config.kl_target is None:
             return {}
+        assert batch.kl_B is not None, "penalise comes first"
         used = self.kl_factor
         kl = float(batch.kl_B.mean())
         self.state["kl_factor"] = adapt_kl_coef(used, kl, self.config.kl_target, len(batch))

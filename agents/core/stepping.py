@@ -20,7 +20,6 @@ from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories
 from rewards import Score
 from textenv.episodes import Source
-from textenv.registry import registry
 from textenv.task import Finish
 from textenv.vector import TokenVectorEnv
 
@@ -175,19 +174,6 @@ def info_of(infos: Mapping[str, Any], n: int) -> dict[str, Any]:
         for name, column in infos.items()
         if f"_{name}" in infos and infos[f"_{name}"][n]
     }
-
-
-def check_token_view(env_id: str) -> None:
-    """Refuse an environment that has no token-level view.
-
-    Raises:
-        ValueError: it is Gymnasium's, but textenv did not register it.
-    """
-    if env_id in gym.registry and env_id not in registry:
-        raise ValueError(
-            f"{env_id!r} is a Gymnasium environment without a token-level view, which only textenv.register makes; "
-            "write its problems and its reward as a task and register that"
-        )
 
 
 def _check_steppable(envs: gym.vector.VectorEnv[Any, Any, Any]) -> TokenVectorEnv:

@@ -68,7 +68,7 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         config = self.agent.config
-        while self.episodes < self.total_episodes and self.stopped is None:
+        while self.episodes < self.total_episodes and self.stopped is None and not self.agent.state.get("stopped"):
             rate = config.learning_rate_at(self.step, self.episodes / self.total_episodes)
             self.agent.learner.set_learning_rate(rate)
             self._step_started = time.monotonic()
@@ -81,8 +81,9 @@ class Training:
         return int(self.agent.state["episodes"])
 
     def stop(self, why: str) -> None:
-        """End the training after this step."""
+        """End the training with this step, for good: to resume it takes no further one. To be called before :meth:`log`."""
         self.stopped = why
+        self.agent.state["stopped"] = 1
 
     def log(self, batch: Trajectories, metrics: Mapping[str, float]) -> None:
         """Close a step: show it, keep its metrics and episodes, and leave a checkpoint if one is due."""
@@ -98,7 +99,7 @@ class Training:
         if self.step % self.agent.config.checkpoint_every == 0:
             self._save_checkpoint()
         if self.callback is not None and self.callback(self) is False:
-            self.stop("the callback asked for it")
+            self.stopped = "the callback asked for it"
 
     def _save_checkpoint(self) -> None:
         self._saved = self.step

@@ -34,6 +34,7 @@ class Trajectories:
         finish_B: uint8 array of :class:`textenv.Finish`, of the last completion.
         prompts, completions, references: for people; ``completions[i]`` has one text a turn.
         reference_BT: log-probability of each sampled token under a reference policy, where one is wanted.
+        kl_B: float64, with a reference the k1 estimate of each episode's KL to it, in nats: its log ratio, summed over tokens.
     """
 
     tokens_BT: Tensor
@@ -48,6 +49,7 @@ class Trajectories:
     completions: list[list[str]]
     references: list[object]
     reference_BT: Tensor | None = None
+    kl_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -93,13 +95,6 @@ class Trajectories:
         """Bool: the episodes that spent their budget without an end."""
         return torch.from_numpy(np.isin(self.finish_B, (Finish.LENGTH, Finish.CONTEXT))).to(self.tokens_BT.device)
 
-    @property
-    def kl_B(self) -> Tensor:
-        """float64: the k1 estimate of each episode's KL to the reference, in nats: its log ratio, summed over tokens."""
-        assert self.reference_BT is not None, "no reference has scored this batch"
-        difference_BT = self.logp_BT.double() - self.reference_BT.double()
-        return torch.where(self.sampled_BT, difference_BT, 0.0).sum(dim=1)
-
     def penalised(self, penalty_BT: Tensor) -> Trajectories:
         """The same episodes with ``penalty_BT`` added to the rewards of their sampled tokens."""
         penalty_BT = torch.where(self.sampled_BT, penalty_BT.double(), 0.0)
@@ -119,6 +114,7 @@ class Trajectories:
             penalty_B=self.penalty_B.to(device),
             group_B=self.group_B.to(device),
             reference_BT=None if self.reference_BT is None else self.reference_BT.to(device),
+            kl_B=None if self.kl_B is None else self.kl_B.to(device),
         )
 
 
@@ -198,7 +194,7 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
         "groups_without_spread": spread["all"],
         "groups_all_right": spread["right"],
         "groups_all_wrong": spread["wrong"],
-        **({} if trajectories.reference_BT is None else {"kl": float(trajectories.kl_B.mean())}),
+        **({} if trajectories.kl_B is None else {"kl": float(trajectories.kl_B.mean())}),
     }
 
 

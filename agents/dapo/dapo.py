@@ -94,9 +94,9 @@ class DAPO(PolicyGradient):
                     batch
                 )
                 shares = sampling_shares(batch, kept_B)
-                training.log(batch, summary(batch) | metrics | shares)
                 if not kept_B.any():
                     training.stop(nothing_kept(len(batch) // config.group_size, shares))
+                training.log(batch, summary(batch) | metrics | shares)
         return self
 
     def sample_mixed_groups(self, rollout: Rollout, index: int, step: int) -> tuple[Trajectories, Tensor]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -30,13 +31,13 @@ from agents.core.critic import (
     critic_from_reward_model,
 )
 from agents.core.kl import adapt_penalty_coef
-from agents.core.learner import Scored
-from agents.core.losses import Denominators, aggregate, token_ratio, value_loss
+from agents.core.learner import Beside, Scored
+from agents.core.losses import Denominators, aggregate, value_loss
 from agents.core.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_loss
 from agents.core.sources import find_model
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories, summary
-from agents.ppo.pretraining import Pretraining
+from agents.ppo.pretraining import Texts, draw_texts, read_texts
 from textenv.task import Finish
 
 OWN_CRITICS = ("shared", "separate", "lora")
@@ -50,8 +51,6 @@ class PPOConfig(PolicyGradientConfig):
     """Problems a step."""
     group_size: int = 1
     """Completions a problem. They are not compared with each other: the critic says what to expect."""
-    updates_per_batch: int = 4
-    """Minibatches: optimiser steps a pass over the batch, each on its own share of the episodes."""
     epochs_per_batch: int = 4
     """Passes over the batch."""
     gae_lambda: float = 0.95
@@ -72,7 +71,7 @@ class PPOConfig(PolicyGradientConfig):
     ptx_coef: float = 0.0
     """Weight of the likelihood of pretraining text, raised in every update (PPO-ptx); InstructGPT has 27.8."""
     ptx_file: str | None = None
-    """That text: JSON lines with a field "text"."""
+    """That text: a jsonl, csv or parquet file with a field "text", each text cut to the environment's max_tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +80,14 @@ class PPOConfig(PolicyGradientConfig):
         require(self.value_loss_coef > 0, "value_loss_coef", "more than 0", self.value_loss_coef)
         for name in ("critic_learning_rate", "value_clip", "kl_step_target"):
             require(getattr(self, name) is None or getattr(self, name) > 0, name, "more than 0", getattr(self, name))
+        require(
+            self.clip_ratio_max is None or self.kl_step_target is None,
+            "clip_ratio_max", "left out with kl_step_target, whose loss has no clip", self.clip_ratio_max,
+        )  # fmt: skip
+        require(
+            self.critic in OWN_CRITICS or "/" in self.critic or Path(self.critic).is_dir(),
+            "critic", f"{', '.join(map(repr, OWN_CRITICS))}, a folder or a hub name (owner/name)", repr(self.critic),
+        )  # fmt: skip
         require(
             self.critic != "lora" or self.lora_rank > 0,
             'critic "lora"', "used with lora_rank above 0: it is a second adapter on the frozen weights", self.lora_rank,
@@ -109,35 +116,42 @@ class PPO(PolicyGradient):
     outside. All others leave nothing to come: the budget (``LENGTH``, ``CONTEXT``) is part of the task, its rest part of the
     state. An ungraded episode is not trained on, however it ended."""
 
+    texts: Texts | None = None
+    """The pretraining text, if any."""
+
+    def needs_the_start(self) -> bool:
+        return super().needs_the_start() or self.config.critic == "separate"
+
     def check_before_loading(self) -> None:
         super().check_before_loading()
-        if self.config.critic not in OWN_CRITICS:
-            check_reward_model_fits(find_model(self.config.critic), pick_tokenizer(self.task, self.config))
-        self.pretraining = None if self.config.ptx_file is None else Pretraining(self.config.ptx_file)
+        config, task = self.config, self.task
+        if config.critic not in OWN_CRITICS:
+            check_reward_model_fits(find_model(config.critic), pick_tokenizer(task, config), task.max_tokens)
+        if config.ptx_file is not None:
+            self.texts = read_texts(config.ptx_file, pick_tokenizer(task, config), task.max_tokens)
 
     def make_critic(self) -> Critic:
         config = self.config
         factor = (config.critic_learning_rate or config.base_learning_rate) / config.base_learning_rate
         if config.critic == "shared":
-            return Critic(self.policy, factor)
+            return Critic(self.policy.hidden_size, self.policy.device, factor)
         if config.critic == "separate":
             start = load_policy(self.env_id, self.task, config)
-            return SeparateCritic(self.policy, start.model.get_decoder(), factor)
+            return SeparateCritic(start.model.get_decoder(), start.hidden_size, factor)
         if config.critic == "lora":
             return AdapterCritic(self.policy, config.lora_rank, config.seed + 1, factor)
-        return critic_from_reward_model(self.policy, find_model(config.critic), factor)
+        return critic_from_reward_model(find_model(config.critic), self.policy.device, factor)
 
     def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         config, learner = self.config, self.learner
         critic = learner.critic
         assert critic is not None
         rollout, reference = self.rollout(), self.reference()
-        texts = None if self.pretraining is None else self.pretraining.encoded(self.policy, self.task.max_tokens)
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
                 batch = self.sample(rollout, training.episodes // config.group_size, (step,))
-                batch = self.penalise(batch, reference)
                 old_BT, value_BT = learner.logprobs_and_values(batch, batch.rows)
+                batch = self.penalise(batch, reference, old_BT)
                 learned_BT = batch.sampled_BT & batch.graded_B.unsqueeze(1)
                 advantage_BT, return_BT = gae(
                     batch.reward_BT.float(),
@@ -146,15 +160,16 @@ class PPO(PolicyGradient):
                     lam=config.gae_lambda,
                     last_value_B=self.values_after_the_end(batch),
                 )
-                critic.detached = step < config.critic_warmup_steps
+                policy_moves = step >= config.critic_warmup_steps
+                critic.detached = not policy_moves
                 loss = partial(
                     ppo_loss,
                     config=config,
                     advantage_BT=whiten(advantage_BT, learned_BT),
                     old_value_BT=value_BT,
                     return_BT=return_BT,
-                    policy_moves=not critic.detached,
-                    kl_step_coef=self.state.setdefault("kl_step_coef", 1.0),
+                    policy_moves=policy_moves,
+                    kl_step_coef=self.kl_step_coef,
                 )
                 metrics = self.update(
                     batch,
@@ -163,9 +178,11 @@ class PPO(PolicyGradient):
                     trained_B=batch.graded_B,
                     counted_B=batch.graded_B,
                     old_BT=old_BT,
-                    beside=None if texts is None or critic.detached else partial(texts.draw, coef=config.ptx_coef),
+                    beside=self.draw_texts if policy_moves and self.texts is not None else None,
                 )
-                metrics |= self.adapt_kl(batch) | self.adapt_step_penalty(batch, old_BT, learned_BT)
+                metrics |= self.adapt_kl(batch)
+                if policy_moves:
+                    metrics |= self.adapt_step_penalty(batch, old_BT, learned_BT)
                 metrics["explained_variance"] = explained_variance(value_BT[learned_BT], return_BT[learned_BT])
                 training.log(batch, summary(batch) | metrics)
         return self
@@ -179,13 +196,23 @@ class PPO(PolicyGradient):
             return torch.zeros(len(batch), device=batch.rows.device)
         return torch.where(open_B, self.learner.last_values(batch), 0.0)
 
+    def draw_texts(self, seed: tuple[int, ...], rows: int) -> Beside:
+        """``rows`` pretraining texts, drawn with ``seed``, and what is to be learned from them."""
+        assert self.texts is not None
+        return draw_texts(self.texts, seed, rows, coef=self.config.ptx_coef, device=self.policy.device)
+
+    @property
+    def kl_step_coef(self) -> float:
+        """The weight of PPO-penalty's penalty by now."""
+        return self.state.get("kl_step_coef", 1.0)
+
     def adapt_step_penalty(self, batch: Trajectories, old_BT: Tensor, learned_BT: Tensor) -> dict[str, float]:
         """PPO-penalty: move the weight of the penalty for the next batch, by how far this one's updates went."""
         if self.config.kl_step_target is None:
             return {}
         log_ratio_N = (self.learner.logprobs(batch, batch.rows) - old_BT)[learned_BT]
         kl = float((log_ratio_N.exp() - 1 - log_ratio_N).mean())
-        used = self.state["kl_step_coef"]
+        used = self.kl_step_coef
         self.state["kl_step_coef"] = adapt_penalty_coef(used, kl, self.config.kl_step_target)
         return {"kl_step": kl, "kl_step_coef": used}
 
@@ -230,7 +257,7 @@ def ppo_loss(
         metrics |= own
     else:
         log_ratio_RT = (scored.logp_RT - scored.of(old_BT)).clamp(-20, 20)
-        ratio_RT = token_ratio(scored.logp_RT, scored.of(old_BT))
+        ratio_RT = log_ratio_RT.exp()
         loss_RT = -ratio_RT * scored.of(advantage_BT) + kl_step_coef * (ratio_RT - 1 - log_ratio_RT)
         policys = aggregate(loss_RT, scored.sampled_RT, config.aggregation, denominators)
     return policys + config.value_loss_coef * critics, metrics

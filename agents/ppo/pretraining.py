@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,59 +11,51 @@ from torch import Tensor
 
 from agents.core.learner import Beside, Scored
 from agents.core.losses import Denominators, aggregate, count_denominators
-from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories
+from textenv.datasets import read_rows
 from textenv.episodes import Source
 from textenv.task import Finish
+from textenv.tokenizer import Tokenizer
 
 DRAWING = 0x5058
 """First word of every drawing's seed."""
 
+Texts = Sequence[Sequence[int]]
+"""Token ids of each text, at least two."""
 
-class Pretraining:
-    """The texts of a JSON lines file, in its field "text".
+
+def read_texts(file: str, tokenizer: Tokenizer, max_tokens: int) -> Texts:
+    """The field "text" of every row of a data file as token ids, each text ended, and cut to ``max_tokens``.
+
+    Args:
+        file: see :func:`textenv.datasets.read_rows`.
+        tokenizer: the policy's.
+        max_tokens: at least 2.
 
     Raises:
-        ValueError: there is no such file, it is empty, or a line has no text.
+        FileNotFoundError: there is no such file.
+        ValueError: it has no rows, a row has no text, or the tokenizer cannot write one.
     """
-
-    def __init__(self, path: str) -> None:
-        if not Path(path).is_file():
-            raise ValueError(f'no file {path!r} with pretraining text; ptx_file takes JSON lines with a field "text"')
-        self.path = path
-        self.texts: list[str] = []
-        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-            row = json.loads(line) if line.startswith("{") else None
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"]:
-                raise ValueError(f'{path}, line {number}: wanted an object with a "text", got {line[:60]!r}')
-            self.texts.append(row["text"])
-        if not self.texts:
-            raise ValueError(f'{path} is empty; ptx_file takes JSON lines with a field "text"')
-
-    def encoded(self, policy: Policy, max_tokens: int) -> Texts:
-        """The texts as token ids, each ended, and cut to ``max_tokens``.
-
-        Raises:
-            ValueError: the tokenizer cannot write one of them.
-        """
-        tokenizer = policy.tokenizer
-        ids = [[*tokenizer.encode(text), tokenizer.eos_ids[0]][:max_tokens] for text in self.texts]
-        return Texts(ids, policy.device)
+    texts = []
+    for number, row in read_rows(file):
+        text = row.get("text") if isinstance(row, Mapping) else None
+        if not isinstance(text, str) or not text:
+            raise ValueError(f'{file}, row {number}: wanted an object with a "text", got {str(row)[:60]!r}')
+        try:
+            texts.append([*tokenizer.encode(text), tokenizer.eos_ids[0]][:max_tokens])
+        except ValueError as error:
+            raise ValueError(f"{file}, row {number}: {error}") from error
+    if not texts:
+        raise ValueError(f'{file} has no rows; ptx_file takes rows with a field "text"')
+    return texts
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Encoded texts, of at least two tokens each, and where they are to be scored."""
-
-    ids: list[list[int]]
-    device: torch.device
-
-    def draw(self, seed: tuple[int, ...], rows: int, coef: float) -> Beside:
-        """``rows`` texts drawn with ``seed``, and the loss that raises their likelihood with weight ``coef``."""
-        drawn = np.random.default_rng((DRAWING, *seed)).integers(len(self.ids), size=rows)
-        batch = text_batch([self.ids[i] for i in drawn]).to(self.device)
-        denominators = count_denominators(batch.sampled_BT, 1)
-        return batch, partial(ptx_loss, coef=coef, denominators=denominators)
+def draw_texts(texts: Texts, seed: tuple[int, ...], rows: int, *, coef: float, device: torch.device) -> Beside:
+    """``rows`` texts drawn with ``seed``, and the loss that raises their likelihood with weight ``coef``."""
+    drawn = np.random.default_rng((DRAWING, *seed)).integers(len(texts), size=rows)
+    batch = text_batch([texts[i] for i in drawn]).to(device)
+    denominators = count_denominators(batch.sampled_BT, 1)
+    return batch, partial(ptx_loss, coef=coef, denominators=denominators)
 
 
 def ptx_loss(scored: Scored, *, coef: float, denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,23 +64,22 @@ def ptx_loss(scored: Scored, *, coef: float, denominators: Denominators) -> tupl
     return coef * nll, {"ptx_nll": nll.detach()}
 
 
-def text_batch(ids: list[list[int]]) -> Trajectories:
-    """Texts as episodes whose every token but the first is to be made likelier."""
-    width = max(map(len, ids))
-    tokens_BT, source_BT = np.zeros((len(ids), width), np.int64), np.zeros((len(ids), width), np.uint8)
-    for row, text in enumerate(ids):
+def text_batch(texts: Texts) -> Trajectories:
+    """Texts as episodes whose every token but the first, which has no context, is to be made likelier."""
+    shape = len(texts), max(map(len, texts))
+    tokens_BT, source_BT = np.zeros(shape, np.int64), np.zeros(shape, np.uint8)
+    for row, text in enumerate(texts):
         tokens_BT[row, : len(text)] = text
         source_BT[row, : len(text)] = [Source.PROMPT] + [Source.SAMPLED] * (len(text) - 1)
-    shape = (len(ids), width)
     return Trajectories(
         tokens_BT=torch.from_numpy(tokens_BT),
         source_BT=torch.from_numpy(source_BT),
         logp_BT=torch.zeros(shape),
         reward_BT=torch.zeros(shape, dtype=torch.float64),
-        penalty_B=torch.zeros(len(ids), dtype=torch.float64),
-        group_B=torch.arange(len(ids)),
+        penalty_B=torch.zeros(len(texts), dtype=torch.float64),
+        group_B=torch.arange(len(texts)),
         scores=[],
-        finish_B=np.full(len(ids), Finish.EOS),
+        finish_B=np.full(len(texts), Finish.EOS),
         prompts=[],
         completions=[],
         references=[],

@@ -66,10 +66,6 @@ class RAFTConfig(GroupConfig):
                 self.wrong_advantage == 0, "wrong_advantage", f"0 in {self.variant}, which has no wrong samples",
                 self.wrong_advantage,
             )  # fmt: skip
-            require(
-                self.clip_ratio_max is None, "clip_ratio_max", f"left out in {self.variant}, which pushes nothing down",
-                self.clip_ratio_max,
-            )  # fmt: skip
         require(self.wrong_advantage <= 0, "wrong_advantage", "0 or less", self.wrong_advantage)
         require(
             k is None or (self.acceptance == "best" and 1 < k <= group),
@@ -127,9 +123,10 @@ class RAFT(PolicyGradient):
                     batch
                 )
                 self.state["barren_steps"] = 0 if accepted else self.state.get("barren_steps", 0) + 1
-                training.log(batch, summary(batch) | metrics | {"accepted_share": accepted / len(batch)})
+                metrics |= summary(batch) | {"accepted_share": accepted / len(batch)}
                 if self.state["barren_steps"] >= config.max_barren_steps:
-                    training.stop(nothing_accepted(training.metrics, config))
+                    training.stop(nothing_accepted(metrics, config))
+                training.log(batch, metrics)
         return self
 
 

@@ -71,4 +71,6 @@ def sft_step(learner: Learner, batch: Trajectories, rows: Tensor) -> dict[str, f
         nll = aggregate(-scored.logp_RT, scored.sampled_RT, "token_mean", denominators)
         return nll, {"nll": nll.detach()}
 
-    return learner.step(batch, rows, loss)
+    metrics = learner.step(batch, rows, loss)
+    # Nobody sampled these tokens, so that there is no gap to tell.
+    return {name: value for name, value in metrics.items() if not name.startswith("logp_gap")}

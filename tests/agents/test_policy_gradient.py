@@ -25,7 +25,7 @@ def test_the_kl_penalty_takes_beta_times_the_log_ratio_off_each_token(agent):
     log_ratio_BT = torch.where(plain.sampled_BT, plain.logp_BT - reference_BT, 0.0).double()
     torch.testing.assert_close(penalised.reward_BT, plain.reward_BT - 0.1 * log_ratio_BT, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(penalised.return_B, penalised.reward_BT.sum(dim=1))
-    torch.testing.assert_close(penalised.kl_B, log_ratio_BT.sum(dim=1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(penalised.kl_B, log_ratio_BT.sum(dim=1), rtol=1e-5, atol=1e-5)
     assert penalised.kl_B.abs().max() > 0.1
     assert [score.value for score in penalised.scores] == [score.value for score in plain.scores]
 
@@ -36,6 +36,13 @@ def test_a_policy_that_is_its_own_reference_pays_no_penalty_at_any_temperature(f
     agent = GRPO("textenv/ProbeOneHot-v0", settings)
     batch = agent.penalise(agent.sample(agent.rollout(), 0, (0,)), agent.policy)
     assert batch.penalty_B.abs().max() < 1e-4
+
+
+def test_rounding_between_engine_and_learner_is_no_penalty(fresh_model, config):
+    agent = GRPO("textenv/ProbeOneHot-v0", config(fresh_model("textenv/ProbeOneHot-v0"), kl_reward_coef=1.0))
+    batch = agent.sample(agent.rollout(), 0, (0,))
+    noisy = replace(batch, logp_BT=batch.logp_BT + 1e-6 * torch.randn(batch.logp_BT.shape))
+    assert agent.penalise(noisy, agent.reference()).penalty_B.abs().max() == 0
 
 
 def test_joined_batches_keep_every_episode_and_part_their_groups(agent):

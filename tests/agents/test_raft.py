@@ -325,10 +325,6 @@ def test_barren_steps_are_counted_on_after_a_resume(raft):
         ({"variant": "reinforce-rej", "accept": "best"}, "accept must be left out: reinforce-rej keeps"),
         ({"wrong_advantage": -1.0}, "wrong_advantage must be 0 in raft, which has no wrong samples"),
         ({"variant": "reinforce-rej", "wrong_advantage": 1.0}, "wrong_advantage must be 0 or less, got 1.0"),
-        (
-            {"variant": "raft++", "clip_ratio_max": 3.0},
-            r"clip_ratio_max must be left out in raft\+\+, which pushes nothing",
-        ),
         ({"accept_k": 1}, 'accept_k must be from 2 to group_size=8, with accept "best", got 1'),
         ({"accept_k": 9}, "accept_k must be from 2 to group_size=8"),
         ({"accept_k": 2, "accept": "correct"}, "accept_k must be .* with accept"),
