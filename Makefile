@@ -11,10 +11,10 @@ demo: $(READY)
 	$(VENV)/bin/textenv train grpo textenv/Arithmetic-v0 --group-size 4 --prompts-per-step 64 --total-episodes 160000
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -n auto -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -342,6 +342,7 @@ def test_a_step_whose_every_answer_is_filtered_moves_nothing_and_training_goes_o
 # What it learns.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "family", "lr", "episodes", "at_least"),
     [

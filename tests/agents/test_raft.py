@@ -341,6 +341,7 @@ def test_settings_that_mean_nothing_are_refused(changes, message):
 # What it learns.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["raft", "raft++", "reinforce-rej"])
 @pytest.mark.parametrize(
     ("env_id", "family", "lr", "episodes", "at_least"),

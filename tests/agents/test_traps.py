@@ -28,7 +28,7 @@ BY_NUMBER = {check.number: check for check in CHECKS}
 CRITIC = {24, 29, 30}
 GROUPS = {16, 17}
 LACKS = {"grpo": CRITIC, "dapo": CRITIC, "raft": CRITIC | GROUPS, "raft++": CRITIC | GROUPS, "ppo": GROUPS}
-AGENTS = ["grpo", "dapo", "raft", "ppo", pytest.param("raft++", marks=pytest.mark.slow)]
+AGENTS = ["grpo", "ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dapo", "raft", "raft++"))]
 
 
 def ours(name, **settings):
