@@ -92,8 +92,11 @@ def _show(agent: Agent) -> None:
         f"training took {training.seconds:.0f} s; the run is in [bold]{escape(str(training.run.folder))}[/bold]\n",
         soft_wrap=True,
     )
-    if not training.taught:
-        console.print("[bold]Nothing was learned:[/bold] in no step was there anything to tell better answers by.")
+    if training.step == agent.start:
+        console.print("This run was complete already: there was no step left to take.\n")
+    elif not training.taught:
+        why = training.stopped or "in no step was there anything to tell better answers by"
+        console.print(f"[bold]Nothing was learned:[/bold] {escape(why)}.")
         console.print("The first command below shows what is answered and what it earns.\n")
     console.print("What to try next:")
     for command in _next_steps(agent, training):

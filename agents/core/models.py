@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agents.core.policy import Policy, no_progress_bar
-from agents.core.sources import validate_model_source
+from agents.core.sources import find_model, validate_model_source
 from textenv.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -22,7 +22,7 @@ def load_model(
     """Load a policy from a transformers folder or the hub. Code that comes with a model is not run.
 
     Args:
-        source: a folder that ``save_pretrained`` wrote, or a name on the hub.
+        source: a folder that ``save_pretrained`` wrote, a run's folder, or a name on the hub.
         tokenizer: of the model's ids; default the one saved with it.
         device: where the model goes.
         dtype: type of its weights.
@@ -30,7 +30,7 @@ def load_model(
     Raises:
         ValueError: there is no such model, its tokenizer has no end-of-sequence token, or has ids beyond its logits.
     """
-    source = validate_model_source(source)
+    source = validate_model_source(find_model(source))
     try:
         with no_progress_bar():
             model: Any = AutoModelForCausalLM.from_pretrained(

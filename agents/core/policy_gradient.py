@@ -64,9 +64,9 @@ class PolicyGradientConfig(AgentConfig):
     run, since the learner would train on another distribution than was sampled."""
 
     @property
-    def kl_coefs(self) -> tuple[float, ...]:
-        """The KL coefficients, any above 0 of which needs a reference."""
-        return (self.kl_reward_coef,)
+    def kl_coefs(self) -> dict[str, float]:
+        """The KL coefficients by their names, any above 0 of which needs a reference."""
+        return {"kl_reward_coef": self.kl_reward_coef}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,14 +90,15 @@ class PolicyGradientConfig(AgentConfig):
             "at least 1",
             (self.updates_per_batch, self.epochs_per_batch),
         )
-        require(min(self.kl_coefs) >= 0, "the KL coefficients", "0 or more", self.kl_coefs)
+        for name, coef in self.kl_coefs.items():
+            require(coef >= 0, name, "0 or more", coef)
         if self.kl_target is not None:
             require(self.kl_target > 0, "kl_target", "more than 0 nats a sequence", self.kl_target)
             require(
-                max(self.kl_coefs) > 0,
-                "a KL coefficient",
-                "above 0 when there is a kl_target: without one no KL to the start is taken that could be adapted",
-                self.kl_coefs,
+                max(self.kl_coefs.values()) > 0,
+                " or ".join(self.kl_coefs),
+                "above 0 when there is a kl_target, which adapts it",
+                0.0,
             )
 
 
@@ -111,8 +112,8 @@ class GroupConfig(PolicyGradientConfig):
     """Weight of the k3 estimate of the KL to the start, added to the loss."""
 
     @property
-    def kl_coefs(self) -> tuple[float, ...]:
-        return (self.kl_reward_coef, self.kl_loss_coef)
+    def kl_coefs(self) -> dict[str, float]:
+        return {**super().kl_coefs, "kl_loss_coef": self.kl_loss_coef}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +136,7 @@ class PolicyGradient(Agent):
 
     def needs_the_start(self) -> bool:
         """Whether the run goes on using the model that it started from."""
-        return max(self.config.kl_coefs) > 0
+        return max(self.config.kl_coefs.values()) > 0
 
     def check_before_loading(self) -> None:
         super().check_before_loading()
@@ -149,7 +150,7 @@ class PolicyGradient(Agent):
 
     def reference(self) -> Scorer | None:
         """The policy as it started, if any KL to it is wanted."""
-        return self.frozen_reference() if max(self.config.kl_coefs) > 0 else None
+        return self.frozen_reference() if max(self.config.kl_coefs.values()) > 0 else None
 
     def sample(self, rollout: Rollout, index: int, seed: tuple[int, ...], prompts: int | None = None) -> Trajectories:
         """A group of completions for each of ``prompts`` problems (default ``prompts_per_step``), from ``index`` on."""

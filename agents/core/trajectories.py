@@ -179,7 +179,8 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
     graded = [score for score in trajectories.scores if score.value is not None]
     values = [score.value for score in graded if score.value is not None]
     new_tokens_B = trajectories.sampled_BT.sum(dim=1).double()
-    spread = group_spread(trajectories)
+    # Alone in its group an answer is compared with nothing.
+    spread = group_spread(trajectories) if len(trajectories.group_B.unique()) < len(trajectories) else {}
     parts = sorted({name for score in graded for name in score.parts})
     return {
         "reward": _mean(values),
@@ -191,9 +192,7 @@ def summary(trajectories: Trajectories) -> dict[str, float]:
         "new_tokens_mean": float(new_tokens_B.mean()),
         "new_tokens_p95": float(new_tokens_B.quantile(0.95)),
         "cut_share": float(trajectories.cut_B.double().mean()),
-        "groups_without_spread": spread["all"],
-        "groups_all_right": spread["right"],
-        "groups_all_wrong": spread["wrong"],
+        **spread,
         **({} if trajectories.kl_B is None else {"kl": float(trajectories.kl_B.mean())}),
     }
 
@@ -210,7 +209,11 @@ def group_spread(trajectories: Trajectories) -> dict[str, float]:
         right += bool(scores) and all(score.correct for score in scores)
         wrong += bool(scores) and not any(score.correct for score in scores)
     groups = len(rows_by_group)
-    return {"all": flat / groups, "right": right / groups, "wrong": wrong / groups}
+    return {
+        "groups_without_spread": flat / groups,
+        "groups_all_right": right / groups,
+        "groups_all_wrong": wrong / groups,
+    }
 
 
 def _mean(values: list[float]) -> float:

@@ -63,9 +63,9 @@ def test_joined_batches_keep_every_episode_and_part_their_groups(agent):
     ("changes", "message"),
     [
         ({"clip_ratio_max": 1.1}, r"clip_ratio_max must be more than 1 \+ clip_high = 1.2, got 1.1"),
-        ({"kl_target": 3.0}, "a KL coefficient must be above 0 when there is a kl_target"),
+        ({"kl_target": 3.0}, "kl_reward_coef or kl_loss_coef must be above 0 when there is a kl_target"),
         ({"kl_target": 0.0, "kl_loss_coef": 0.1}, "kl_target must be more than 0"),
-        ({"kl_loss_coef": -1.0}, "the KL coefficients must be 0 or more"),
+        ({"kl_loss_coef": -1.0}, "kl_loss_coef must be 0 or more"),
         ({"min_group_std": -1.0}, "min_group_std must be 0 or more"),
     ],
 )
