@@ -13,6 +13,8 @@ import pytest
 
 import rewards.registry
 import textenv
+from agents.core.models import build_tiny, load_model
+from agents.core.policy import Policy
 from textenv.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +119,18 @@ def test_the_demo_takes_the_tiny_model_from_some_to_nearly_all_right(tmp_path):
 
 @pytest.mark.slow
 def test_the_agent_in_python_learns(workplace, monkeypatch, capsys):
-    block = next(block for block in BLOCKS if "agent.learn" in block)
+    block = next(block for block in BLOCKS if "GRPOConfig" in block)
     exec(compile(block, "README.md", "exec"), {})
     assert (workplace / "mine" / "agent.json").exists()
     assert "%" in capsys.readouterr().out
+
+
+def test_stable_baselines3_trains_as_shown(workplace):
+    block = next(block for block in BLOCKS if "CausalLMPolicy" in block)
+    tokenizer = textenv.make_task("textenv/Countdown-v0").tokenizer()
+    Policy(build_tiny(tokenizer, seed=0), tokenizer).save("small")
+    for name, smaller in {"Qwen/Qwen3-0.6B": "small", "100_000": "64", "gamma=1.0": "gamma=1.0, n_steps=64"}.items():
+        assert name in block
+        block = block.replace(name, smaller)
+    exec(compile(block, "README.md", "exec"), {})
+    assert load_model("mine").tokenizer.vocab_size == tokenizer.vocab_size
