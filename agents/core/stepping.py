@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from agents.core.engines.native import draw
 from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories
 from rewards import Score
@@ -153,10 +154,8 @@ def sampling(policy: Policy, temperature: float, uniforms: Iterable[np.ndarray])
         columns_C, column_B = torch.from_numpy(length_N - 1).to(policy.device).unique(return_inverse=True)
         logits_BCV, _ = policy.logits(tokens_BT, columns_C, use_cache=False)
         logp_BV = policy.distribution(logits_BCV[torch.arange(len(column_B)), column_B], temperature)
-        mass_BV = logp_BV.double().exp().cumsum(dim=1)
-        uniform_B1 = torch.from_numpy(next(stream)).to(policy.device).unsqueeze(1)
-        token_B1 = torch.searchsorted(mass_BV, uniform_B1 * mass_BV[:, -1:], right=True)
-        return token_B1.squeeze(1).cpu().numpy(), logp_BV.gather(1, token_B1).squeeze(1).cpu().numpy()
+        token_B = draw(logp_BV, next(stream))
+        return token_B.cpu().numpy(), logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1).cpu().numpy()
 
     return choose
 

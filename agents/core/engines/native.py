@@ -83,11 +83,16 @@ class NativeEngine(Engine):
         else:
             if sampling.top_k or sampling.top_p < 1:
                 logp_BV = _truncate(logp_BV, sampling.top_k, sampling.top_p)
-            mass_BV = logp_BV.double().exp().cumsum(dim=1)
-            uniform_B1 = torch.from_numpy(uniform_B).to(logp_BV.device).unsqueeze(1)
-            # Scaled by the total and searched to the right, so that rounding never picks an id without probability.
-            token_B1 = torch.searchsorted(mass_BV, uniform_B1 * mass_BV[:, -1:], right=True)
+            token_B1 = draw(logp_BV, uniform_B).unsqueeze(1)
         return token_B1.squeeze(1), logp_BV.gather(1, token_B1).squeeze(1)
+
+
+def draw(logp_BV: Tensor, uniform_B: np.ndarray) -> Tensor:
+    """A token of each row's distribution, int64 ``(B,)``: its distribution function inverted at ``uniform_B`` in [0, 1)."""
+    mass_BV = logp_BV.double().exp().cumsum(dim=1)
+    uniform_B1 = torch.from_numpy(uniform_B).to(logp_BV.device).unsqueeze(1)
+    # Scaled by the total and searched to the right, so that rounding never picks an id without probability.
+    return torch.searchsorted(mass_BV, uniform_B1 * mass_BV[:, -1:], right=True).squeeze(1)
 
 
 class _Context:
