@@ -1,0 +1,153 @@
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from rewards.workers import Failure, Workers
+
+HERE = "tests.rewards.test_workers"
+
+
+def double(item):
+    return 2 * item
+
+
+def pid(item):
+    return os.getpid()
+
+
+def act(item):
+    """What a bad item may do to its process."""
+    if item == "raise":
+        raise ValueError("no such item")
+    if item == "hang":
+        while True:
+            pass
+    if item == "hang in C":
+        return 10 ** (10**9) % 7
+    if item == "exit":
+        os._exit(3)
+    if item == "memory":
+        return len(bytearray(2**40))
+    if item == "print":
+        print("[1, null]", flush=True)
+        os.write(1, b"[1, null]\n")
+    if item == "pid":
+        return os.getpid()
+    if item == "stdin":
+        return sys.stdin.read()
+    return item
+
+
+def test_results_come_in_order():
+    items = list(range(300))
+    assert Workers(f"{HERE}:double", seconds=10).map(items) == [2 * item for item in items]
+
+
+def test_nothing_starts_and_nothing_comes_of_no_items():
+    assert Workers("no.such:function", seconds=1).map([]) == []
+
+
+@pytest.mark.parametrize("bad", ["raise", "hang", "hang in C", "exit", "memory"])
+def test_a_bad_item_costs_itself_and_nothing_else(bad):
+    results = Workers(f"{HERE}:act", seconds=0.5, workers=2).map(["a", bad, "b", bad, "c"])
+    assert results[0::2] == ["a", "b", "c"]
+    assert all(isinstance(result, Failure) for result in results[1::2])
+    assert results[1].timed_out == bad.startswith("hang")
+
+
+def test_a_failure_says_why():
+    workers = Workers(f"{HERE}:act", seconds=0.5, workers=1)
+    raised, hung, ended = workers.map(["raise", "hang", "exit"])
+    assert "ValueError: no such item" in raised.why
+    assert hung.why == "took longer than 0.5 s"
+    assert "exit status 3" in ended.why
+
+
+def test_what_the_function_prints_is_not_taken_for_an_answer():
+    assert Workers(f"{HERE}:act", seconds=5, workers=1).map(["print", "a", "stdin"]) == ["print", "a", ""]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00", "a\nb\r\n\u2028", "x" * 3_000_000])
+def test_any_text_crosses(text):
+    assert Workers(f"{HERE}:act", seconds=10, workers=1).map([text]) == [text]
+
+
+def test_processes_stay_warm_and_are_shared():
+    first = Workers(f"{HERE}:pid", seconds=10, workers=1).map([0, 0])
+    again = Workers(f"{HERE}:pid", seconds=20, workers=1).map([0])
+    assert set(first) == set(again)
+
+
+def test_the_deadline_holds_on_any_thread():
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.extend(Workers(f"{HERE}:act", seconds=0.3).map(["hang", "a"])))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(str(result) for result in results if result != "a") == 3 * [
+        str(Failure("took longer than 0.3 s", True))
+    ]
+    assert results.count("a") == 3
+
+
+def test_workers_can_be_copied_and_pickled():
+    workers = Workers(f"{HERE}:double", seconds=10)
+    assert pickle.loads(pickle.dumps(workers)) == copy.deepcopy(workers) == workers  # noqa: S301 - our own bytes
+
+
+def test_a_forked_process_has_workers_of_its_own():
+    workers = Workers(f"{HERE}:pid", seconds=10, workers=1)
+    (ours,) = workers.map([0])
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, str(workers.map([0])[0]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reading, 20)) != ours
+    assert workers.map([0]) == [ours]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("busy", [False, True])
+def test_workers_end_with_us_even_when_we_are_killed(busy):
+    ask = f'threading.Thread(target=Workers("{HERE}:act", seconds=1, workers=1).map, args=(["hang"],)).start()'
+    program = textwrap.dedent(f"""
+        import threading, time
+        from rewards.workers import Workers
+        print(*Workers("{HERE}:act", seconds=1, workers=1).map(["pid"]), flush=True)
+        {ask if busy else ""}
+        time.sleep(60)
+    """)
+    ours = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=os.getcwd())
+    worker = int(ours.stdout.readline())
+    if busy:
+        time.sleep(0.3)
+    os.kill(ours.pid, signal.SIGKILL)
+    ours.wait()
+    ours.stdout.close()
+    for _ in range(100):
+        if not _alive(worker):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"worker {worker} lives on")
