@@ -42,6 +42,7 @@ class Score:
         tokens: optional credit for each of ``sample.tokens``; its sum must be ``value``. Without it the whole value belongs
             to the last token.
         error: why the sample is ungraded; given if and only if ``value`` is ``None``.
+        info: what the rule saw, as texts for people: the answer it extracted, the stage that decided.
 
     Raises:
         ValueError: a value or part that is not finite, or a ``None`` without an error.
@@ -55,6 +56,7 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[float, ...] | None = None
     error: str | None = None
+    info: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.error is not None):

@@ -106,6 +106,8 @@ def final_info(episodes: Episodes, n: int) -> dict[str, Any]:
         info["credit"] = score.tokens
     if score.error is not None:
         info["error"] = score.error
+    if score.info:
+        info["verdict"] = dict(score.info)
     return info
 
 

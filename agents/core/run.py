@@ -172,6 +172,7 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "return": None if score.value is None else returns[i],
             "parts": dict(score.parts),
             "error": score.error,
+            "verdict": dict(score.info),
             "finish": Finish(trajectories.finish_B[i]).label,
             "tokens": trajectories.tokens_BT[i, :length].tolist(),
             "source": trajectories.source_BT[i, :length].tolist(),

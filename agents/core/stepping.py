@@ -114,8 +114,8 @@ class _Recording:
         if told is None:
             self.scores[n] = Score(paid)
             return
-        credit = told.get("credit")
-        self.scores[n] = Score(None if told["ungraded"] else paid, told["parts"], credit, told.get("error"))
+        value, credit = None if told["ungraded"] else paid, told.get("credit")
+        self.scores[n] = Score(value, told["parts"], credit, told.get("error"), told.get("verdict", {}))
         self.finish_N[n], self.completions[n] = Finish[told["finish"].upper()], [told["completion"]]
         if credit is not None:
             self.reward_NT[n, self.source_NT[n] == Source.SAMPLED] = credit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import traceback
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewards.contract import Reward, Sample, Score, ungraded
@@ -36,14 +36,14 @@ class Verifier(Reward):
             return ungraded(traceback.format_exc())
 
 
-def verdict(correct: bool, **parts: float) -> Score:
+def verdict(correct: bool, info: Mapping[str, str] | None = None, **parts: float) -> Score:
     """Right (1.0) or wrong (0.0), with ``parts["correct"]``.
 
     Example:
-        >>> verdict(False, readable=1.0)
-        Score(value=0.0, parts={'correct': 0.0, 'readable': 1.0}, tokens=None, error=None)
+        >>> verdict(False, readable=1.0).parts
+        {'correct': 0.0, 'readable': 1.0}
     """
-    return Score(float(correct), {"correct": float(correct), **parts})
+    return Score(float(correct), {"correct": float(correct), **parts}, info=info or {})
 
 
 def unreadable(reference: Any, wanted: str) -> Score:

@@ -35,7 +35,7 @@ class Spread(Task):
         if "c" in completion:
             raise ValueError("nothing to grade")
         size = len(completion) + (len(completion) < self.max_new_tokens)
-        return Score(0.1 * size, {"length": len(completion)}, (0.1,) * size)
+        return Score(0.1 * size, {"length": len(completion)}, (0.1,) * size, info={"first": completion[:1]})
 
     def tokenizer(self):
         return CharTokenizer("abc")

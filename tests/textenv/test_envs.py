@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from rewards import Score
 from tests.textenv.conftest import EOS, IDS, LEVELS, STOP, Letters, PerToken, ids, options_of
 from textenv import Problem, make_task
 from textenv.checks import check_equivalence, check_gymnasium, check_stable_baselines3
@@ -103,6 +104,13 @@ def test_an_ungraded_answer_is_told_apart_from_a_zero(letters, level):
     env.reset(seed=0)
     _, reward, *_, info = act(env, "a.")
     assert (reward, info["ungraded"], info["error"], info["parts"]) == (0.0, 1.0, "starts with a", {})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_rule_saw_is_told_where_it_says_so(letters, level):
+    env = gym.make(letters, level=level, reward=lambda p, c, r: Score(1.0, info={"extracted": c[-1]}))
+    env.reset(seed=0)
+    assert act(env, "cd.")[4]["verdict"] == {"extracted": "d"}
 
 
 @pytest.mark.parametrize("level", LEVELS)
