@@ -8,6 +8,20 @@ from typing import Any
 from rewards.contract import Score
 from rewards.verifiers.base import Verifier, unreadable, verdict
 
+# "wrong ", "not the right ", "I don't think that the best " before "answer is B"; ") is clearly not" and the like behind it
+_DENIED_BEFORE = r"""(?ix:
+    \b(?:wrong|incorrect|false|worst)\s{1,3}
+  | (?:\bnot|n['’]t|\bnever)\s{1,3} (?:(?:think|believe|say|said|saying|mean|true|the\scase)\s{1,3} (?:that\s{1,3})?)?
+    (?:the|an?|my)\s{1,3} (?:(?:right|correct|best|final)\s{1,3})?
+)"""
+_DENIED_AFTER = r"""(?ix:
+    [)\]"',:]{0,3} \s{1,3}
+    (?: (?:is|was) (?: \s{1,3}(?:an?|the|also|clearly|definitely|certainly|obviously|simply|just)){0,2}
+        (?:n['’]t | \s{1,3}(?:not|never|wrong|incorrect|false))
+      | can(?:not|['’]t|\s{1,3}not) \s{1,3} be
+    )\b
+)"""
+
 
 class Choice(Verifier):
     """``1.0 if the letter that the completion chooses == that of the reference else 0.0``.
@@ -16,8 +30,9 @@ class Choice(Verifier):
     with it: ``B``, ``(B)``, ``B.``, ``B) Paris``. From there on it must not name another choice: a completion that
     does, or that chooses nothing, scores 0.0 with ``parts["readable"]`` 0.0. Naming a choice is a capital letter
     standing alone, but for the article in ``A dog`` and the pronoun in ``I think``; so ``B) Vitamin C`` names two.
-    Reasoning before the statement may name any. The reference is read by the same rule; if it chooses nothing the
-    sample is ungraded.
+    Reasoning before the statement may name any. What is denied is not chosen: ``the wrong answer is B``, ``I don't think
+    the answer is B``, ``(B) is not right``. The reference is read by the same rule; if it chooses nothing the sample is
+    ungraded.
 
     Args:
         choices: the letters to choose from, as they are written (case counts).
@@ -27,8 +42,8 @@ class Choice(Verifier):
 
     Example:
         >>> choice = Choice()
-        >>> [choice.grade(text, "B").value for text in ("B", "Not A, so the answer is **B**.", "A or B")]
-        [1.0, 1.0, 0.0]
+        >>> [choice.grade(text, "B").value for text in ("B", "Not A, so the answer is **B**.", "A or B", "B is wrong")]
+        [1.0, 1.0, 0.0, 0.0]
     """
 
     name = "choice"
@@ -38,9 +53,10 @@ class Choice(Verifier):
             raise ValueError(f"choices must be at least two different letters such as 'ABCD', got {choices!r}")
         self.choices = choices
         letter = rf"(?P<letter>\b[{choices}]\b(?!['’-]\w))"
+        chosen = rf"{letter}(?!{_DENIED_AFTER})"
         states = r"(?i:\b(?:answer|choice|option)(?:\s{0,3}(?:is\b|[:=]))+\s{0,3}(?:(?:choice|option)\s)?)"
-        self._stated = re.compile(rf"{states}[\s(\[\"']{{0,4}}{letter}")
-        self._opening = re.compile(rf"\s*[(\[]?{letter}(?:[)\].:,]|\s*$)")
+        self._stated = re.compile(rf"(?P<denied>{_DENIED_BEFORE})?{states}[\s(\[\"']{{0,4}}{chosen}")
+        self._opening = re.compile(rf"\s*[(\[]?{chosen}(?:[)\].:,]|\s*$)")
         self._named = re.compile(rf"{letter}(?!(?<=[AI]) (?!and\b|or\b|is\b)[a-z])")
 
     def grade(self, completion: str, reference: Any) -> Score:
@@ -52,7 +68,8 @@ class Choice(Verifier):
 
     def _read(self, text: str) -> str | None:
         text = text.replace("*", "")  # bold
-        chosen = self._stated.search(text) or self._opening.match(text)
+        stated = (match for match in self._stated.finditer(text) if not match["denied"])
+        chosen = next(stated, None) or self._opening.match(text)
         if chosen is None:
             return None
         others = set(self._named.findall(text, chosen.end("letter"))) - {chosen["letter"]}

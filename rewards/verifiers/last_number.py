@@ -19,6 +19,22 @@ _NUMBERS = re.compile(_RUN, re.VERBOSE)
 # Only a number alone behind the marker: "#### 2. Add them up" is a heading. The bounds keep the search linear.
 _MARKED = re.compile(rf"\#\#\#\# [^\w\n]{{0,8}}? ({_RUN}) [^\w\n]{{0,8}} $", re.VERBOSE | re.MULTILINE)
 
+# A number behind or before an operator is an operand of something that nobody has worked out. Blanks stand on both sides
+# of an operator or on neither, and then a variable is one letter: the stars of "is **18**", the sign of "= +18" and the
+# slashes of "w/ 18" and "18/day" are no operators. Nor is a minus, which may be a dash: "x-5", "2024-11-20".
+_OPERATOR, _COMMAND, _VARIABLE = r"(?:\*\*?|[×÷^+])", r"\\(?:times|cdot|div)(?![A-Za-z])", "[A-Za-z]"
+_BEHIND = re.compile(
+    rf"""(?: (?: (?<![^\W0-9_]) {_VARIABLE} | [0-9)\]}}%] ) (?: {_OPERATOR} | [·/] | [ \t]{{0,3}} {_COMMAND} [ \t]{{0,3}} )
+           | [\w)\]}}%] (?P<gap>[ \t]{{1,3}}) (?: {_OPERATOR} | [·/] ) (?P=gap)
+           | \}}\{{  # \frac{{…}}{{18
+         ) [(\[{{$€£]{{0,3}} \Z""",
+    re.VERBOSE,
+)
+_BEFORE = re.compile(
+    rf"""{_OPERATOR} {_VARIABLE} (?![^\W_]) | (?P<gap>[ \t]{{1,3}}) {_OPERATOR} (?P=gap) [\w(\\] | [ \t]{{0,3}} {_COMMAND}""",
+    re.VERBOSE,
+)
+
 
 class LastNumber(Verifier):
     """``1.0 if the last number of the completion == the reference else 0.0``, in exact arithmetic.
@@ -26,7 +42,8 @@ class LastNumber(Verifier):
     If the completion has lines that end in ``#### number``, as GSM8K's solutions do, the last of these counts; else the
     last number anywhere. What stands around a number is prose: ``18``, ``18.``, ``$18``, ``18%`` and ``18 km`` are all
     18. Digits inside a word (``CO2``) are none. If the last run of digits is not a well-formed number (``1,23``,
-    ``12/4``, a date with slashes) there is no answer: 0.0, with ``parts["readable"]`` 0.0.
+    ``12/4``, a date with slashes), or is a part of a product, quotient, power or sum that was not worked out (``3 * 6``,
+    ``2^18``, ``18 + x``, but not ``3 * 6 = 18``), there is no answer: 0.0, with ``parts["readable"]`` 0.0.
 
     The reference is a solution that ends in ``#### number``, or a text with exactly one number; any other leaves the
     sample ungraded.
@@ -53,6 +70,12 @@ class LastNumber(Verifier):
 
 
 def _candidates(text: str) -> list[str]:
-    """The last marked number of ``text`` if there is one, else all its numbers."""
+    """The last marked number of ``text`` if there is one, else all its numbers, empty for operands."""
     text = text.replace("\N{MINUS SIGN}", "-")
-    return _MARKED.findall(text)[-1:] or _NUMBERS.findall(text)
+    return _MARKED.findall(text)[-1:] or [_read_unless_operand(match) for match in _NUMBERS.finditer(text)]
+
+
+def _read_unless_operand(match: re.Match[str]) -> str:
+    text, (start, end) = match.string, match.span()
+    is_operand = _BEHIND.search(text[max(0, start - 24) : start]) or _BEFORE.match(text, end)
+    return "" if is_operand else match[0]

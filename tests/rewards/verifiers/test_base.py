@@ -9,10 +9,14 @@ import pytest
 from rewards import Sample, make, score_samples
 from rewards.verifiers.base import Verifier, verdict
 
+SCHEMA = {"required": ["a"]}
+KEYWORD = {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["tea"]}]}
 ANSWERS = {
     "choice": [("B", "B"), ("A", "B"), ("", "B"), ("B", "none"), ("A or B", "B")],
     "exact": [("42", "42"), ("41", "42"), ("", "42"), ("42", None), ("41 42", "42")],
     "format_tags": [("<think></think><answer></answer>", None), ("<think>", None), ("", None)],
+    "ifeval": [("tea", KEYWORD), ("milk", KEYWORD), ("", KEYWORD), ("tea", None)],
+    "json": [('{"a": 1}', SCHEMA), ("{}", SCHEMA), ("", SCHEMA), ("{}", 5), ("{", SCHEMA)],
     "last_number": [("so 42", "42"), ("so 41", "42"), ("", "42"), ("42", "many"), ("1,23", "42")],
     "numeric": [("42", "42"), ("41", "42"), ("", "42"), ("42", "many"), ("41 42", "42")],
     "regex": [("42", "[0-9]+"), ("x", "[0-9]+"), ("", "[0-9]+"), ("42", "("), ("42", None)],

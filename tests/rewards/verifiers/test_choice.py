@@ -28,6 +28,14 @@ The answer is **B**.
 The answer is "B".
 The correct choice is option B because it is.
 A is wrong and C too. The answer is B.
+The wrong answer is A. The answer is B.
+I don't think the answer is A. The answer is B.
+It can't be A so the answer is B.
+B) False
+B. Not many know.
+(B) is right
+The answer is B, which is not what I thought.
+It is not easy but my answer is B.
 The answer is B. A dog barks.
 The answer is B. C-sections are rare.
 B. I think so."""
@@ -45,6 +53,24 @@ not B
 I like B
 Answer: none
 The answer is not B
+The wrong answer is B
+The only incorrect option: B
+It's a false choice = B
+I don't think the answer is B.
+I never said that my final answer is B
+It isn't true that the answer is B
+This is not the right answer: B
+B is not the answer
+(B) is not the answer
+(B) isn't right.
+**(B)** is *not* it
+B) is wrong
+(B) is the wrong choice
+B, is clearly incorrect
+(B) cannot be right
+(B) can’t be it
+The answer is B is not true
+Answer: B is wrong.
 The answer is B-side"""
 
 NAME_SEVERAL = """
@@ -84,6 +110,13 @@ def test_naming_several_choices_earns_nothing(completion, grade):
 def test_choosing_nothing_is_wrong_and_told_from_a_wrong_choice(completion, grade):
     score = grade(Choice(), completion, "B")
     assert (score.value, score.parts) == (0.0, {"correct": 0.0, "readable": 0.0})
+
+
+@pytest.mark.parametrize(
+    "unit", ["the wrong answer is ", "I don't think the ", "B is ", "not ", "(", "B) ", "answer is"]
+)
+def test_long_texts_choose_nothing(unit, grade):
+    assert grade(Choice(), unit * 20_000, "C").value == 0.0
 
 
 @pytest.mark.parametrize("letter", "ABCDE")

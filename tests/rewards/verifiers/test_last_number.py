@@ -10,6 +10,39 @@ from hypothesis import strategies as st
 
 from rewards.verifiers.last_number import LastNumber
 
+OPERANDS = r"""
+10*18
+10 * 18
+10**18
+x*18
+2x * 18
+10×18
+10·18
+10 \times 18
+10\cdot18
+2 * (18)
+3(4)*18
+2^18
+2^{18}
+2^-18
+18 m^18
+0 + 18
+0+18
+$0 + $18
+5 apples + 18
+50% * 18
+−1 * −18
+36 / 18
+36 ÷ 18
+\frac{36}{18}
+18*x
+18 * x
+18 + x
+18^x
+18 \div x
+#### 10*18
+#### 2^18"""
+
 
 @pytest.mark.parametrize(
     ("completion", "number"),
@@ -40,6 +73,24 @@ from rewards.verifiers.last_number import LastNumber
         ("1.5e3 m", "1500"),
         ("on 2024-11-20", "20"),
         ("18 kg of CO2", "18"),
+        ("9 + 9 = 18", "18"),
+        ("so it is 3*6=18", "18"),
+        ("3 * 6 = **18** apples", "18"),
+        ("is *18*", "18"),
+        ("Answer:**18**km", "18"),
+        ("答案是**18**", "18"),
+        ("Done:\n\n* 18\n", "18"),
+        ("Day 2\n* 18", "18"),
+        ("so the answer**18**", "18"),
+        ("and/18", "18"),
+        ("C++ 18", "18"),
+        ("= +18", "18"),
+        ("18+ years", "18"),
+        ("w/ 18", "18"),
+        ("$18/day", "18"),
+        ("18 / person", "18"),
+        ("18^\\circ", "18"),
+        ("Total - 18", "18"),
         ("#### 18", "18"),
         ("9 + 9 = <<9+9=18>>18\n#### 18", "18"),
         ("#### $1,234\nLet me check: 5 steps.", "1234"),
@@ -62,6 +113,13 @@ def test_what_the_last_number_is(completion, number, grade):
 def test_text_without_a_number_at_its_end_is_wrong_and_told_from_a_wrong_number(completion, grade):
     score = grade(LastNumber(), completion, "3")
     assert (score.value, score.parts) == (0.0, {"correct": 0.0, "readable": 0.0})
+
+
+@pytest.mark.parametrize("completion", OPERANDS.strip().split("\n"))
+def test_an_operand_of_what_was_not_worked_out_is_no_answer(completion, grade):
+    for number in ("18", "-18", "10"):
+        score = grade(LastNumber(), completion, number)
+        assert (score.value, score.parts) == (0.0, {"correct": 0.0, "readable": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -89,12 +147,14 @@ def test_a_reference_is_a_number_or_a_solution(reference, grade):
     assert grade(LastNumber(), "19", reference).value == 0.0
 
 
-@pytest.mark.parametrize("reference", ["9 and 9 is 18", "many", "1,23", "12/4", "#### many"])
+@pytest.mark.parametrize("reference", ["9 and 9 is 18", "many", "1,23", "12/4", "#### many", "x*18"])
 def test_any_other_reference_is_ungraded(reference, grade):
     assert grade(LastNumber(), "18", reference).error.startswith("unreadable reference: wanted one number")
 
 
-@pytest.mark.parametrize("unit", ["#", "####", "#### 1x", "1,", "1e", "-", "####\n", "9", ".", "$"])
+@pytest.mark.parametrize(
+    "unit", ["#", "####", "#### 1x", "1,", "1e", "-", "####\n", "9", ".", "$", "9*", "9 * ", "9+", "}{"]
+)
 def test_long_texts_are_read_in_linear_time(unit, grade):
     start = time.perf_counter()
     grade(LastNumber(), unit * 5_000, "18")
