@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from textenv.envs import make_env
 from textenv.registry import make_task, registry
 from textenv.task import Task
+from textenv.tasks.reasoning_gym import NAMES, PREFIX, ReasoningGymReward
 from textenv.tokenizer import Tokenizer
 from textenv.vector import make_vector_env
 from textenv.wrappers import TextView
@@ -57,11 +58,17 @@ def list_environments() -> None:
     table = Table(
         Column("id", no_wrap=True), "turns", Column("reward", no_wrap=True), "what it asks", title="environments"
     )
-    for env_id in sorted(registry):
+    for env_id in sorted(env_id for env_id in registry if not env_id.startswith(PREFIX)):
         task = make_task(env_id)
         reward = task.reward if isinstance(task.reward, str) else getattr(task.reward, "name", "function")
         table.add_row(env_id, str(task.turns), reward, escape(_what_it_asks(task)))
-    Console().print(table)
+    # One line for all of these, which are made by a package that may not be installed and that takes long to import.
+    table.add_row(
+        f"{PREFIX}NAME-v0", "1", ReasoningGymReward.name, f"One of the {len(NAMES)} datasets of reasoning-gym."
+    )
+    console = Console()
+    console.print(table)
+    console.print(f"{PREFIX}NAME-v0: NAME is one of {', '.join(NAMES)}", highlight=False)
 
 
 def _what_it_asks(task: Task) -> str:

@@ -45,7 +45,7 @@ def register(id: str, target: Any = None, /, *, data: Any = None, **options: Any
     Args:
         id: ``namespace/Name-v0``.
         target: the function or class; left out when used as a decorator or with ``data``.
-        data: a jsonl, csv or parquet file (``.gz`` too), or the name of a dataset on the hub.
+        data: a jsonl, json, csv or parquet file (``.gz`` too), a folder of json files, or the name of a dataset on the hub.
         options: defaults for the task's own options and for ``reward``, ``max_new_tokens``, ``max_tokens``, ``holdout``,
             ``stop`` and ``system``; ``gym.make`` can override each.
 
@@ -137,6 +137,8 @@ def make_task(id: str, **options: Any) -> Task:
 
 def _check_options(id: str, build: Callable[..., Task], options: Mapping[str, Any]) -> None:
     own = inspect.signature(build).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        return  # the task itself knows what it takes
     unknown = [name for name in options if name not in own and name not in _OVERRIDES]
     if unknown:
         known = ", ".join(dict.fromkeys([*own, *_OVERRIDES]))

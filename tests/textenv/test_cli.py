@@ -10,8 +10,9 @@ import pytest
 import textenv
 from textenv.cli import main
 from textenv.commands import parse_options
+from textenv.tasks.reasoning_gym import NAMES, PREFIX
 
-HEAVY = ("torch", "transformers", "stable_baselines3", "tokenizers")
+HEAVY = ("torch", "transformers", "stable_baselines3", "tokenizers", "reasoning_gym", "sympy")
 ON_ONE = ("play", "check", "profile")
 """Commands about one environment."""
 
@@ -120,7 +121,10 @@ def test_list_shows_every_environment_in_100_columns(capsys):
     status, out, _ = run(capsys, "list")
     assert status == 0
     for id in textenv.registry:
-        assert f" {id} " in out
+        assert id.startswith(PREFIX) or f" {id} " in out
+    assert f" {PREFIX}NAME-v0 " in out
+    names = out[out.index("NAME is one of") :].split()
+    assert {name.removesuffix(",") for name in names} >= set(NAMES)
     assert max(map(len, out.splitlines())) <= 100
     assert "``" not in out
     assert ":class:" not in out

@@ -12,7 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from textenv.datasets import DatasetTask
+import textenv
+from textenv.commands import parse_options
+from textenv.datasets import DatasetTask, Template, read_rows
 from textenv.tasks.gsm8k import GSM8K, WordProblems
 
 ROWS = [{"q": f"What is {n} + 1?", "a": str(n + 1), "extra": 'a "quoted", one\nin two lines'} for n in range(40)]
@@ -90,6 +92,27 @@ def test_rows_are_read_once(tmp_path):
     assert task.problem(0, "train", 0) == first
 
 
+def test_a_json_file_holds_rows_or_is_one(tmp_path):
+    path = tmp_path / "data.json"
+    for content in (ROWS, ROWS[0]):
+        path.write_text(json.dumps(content), encoding="utf-8")
+        rows = content if isinstance(content, list) else [content]
+        assert set(prompts_of(task_of(path, holdout=0))) == {row["q"] for row in rows}
+
+
+def test_a_folder_is_all_its_json_files_in_the_order_of_their_paths(tmp_path):
+    for place, row in zip(("b/1", "a/2", "a/10"), ROWS, strict=False):
+        path = tmp_path / f"{place}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(row), encoding="utf-8")
+    (tmp_path / "README.md").write_text("no data")
+    read = [row["q"] for _, row in read_rows(str(tmp_path))]
+    assert read == [ROWS[2]["q"], ROWS[1]["q"], ROWS[0]["q"]]
+    (tmp_path / "a" / "3.json").write_text('{"q": "1"}')
+    with pytest.raises(ValueError, match=r"row a/3.json:1: wanted the field 'a'"):
+        task_of(tmp_path).problem(0, "train", 0)
+
+
 def test_only_newlines_part_the_rows_of_a_jsonl_file(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"q": "one\u2028two", "a": "1"}\r\n\n{"q": "three", "a": "3"}', encoding="utf-8-sig")
@@ -122,7 +145,12 @@ GOOD = '{"q": "1+1", "a": "2"}\n'
         ("broken.parquet", b"PAR1 not really", r"broken.parquet is not a parquet file that can be read"),
         ("plain.jsonl.gz", GOOD, r"plain.jsonl.gz is not a whole gzip file"),
         ("cut.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], r"cut.jsonl.gz is not a whole gzip file"),
-        ("data.txt", GOOD, r"data files end with .jsonl, .csv, .parquet, each with .gz or without, got .*data.txt"),
+        ("cut.json", '[{"q": ', r"cut.json is not JSON"),
+        (
+            "data.txt",
+            GOOD,
+            r"data files end with .jsonl, .csv, .parquet, .json, each with .gz or without, got .*data.txt",
+        ),
     ],
 )
 def test_bad_data_is_refused_with_file_and_row(tmp_path, name, content, message):
@@ -135,6 +163,11 @@ def test_a_bad_last_row_is_found_at_the_first_problem(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", [*ROWS, {"q": "?"}])
     with pytest.raises(ValueError, match="row 41: wanted the field 'a'"):
         task_of(path).problem(0, "train", 0)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the folder .* has no .json file in it"):
+        task_of(tmp_path).problem(0, "train", 0)
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.csv.gz", "folder/missing.parquet"])
@@ -167,14 +200,22 @@ def test_a_split_without_rows_is_refused(tmp_path):
 
 def test_the_hub_without_datasets_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "textenv\[hub\]"'):
+    with pytest.raises(ImportError, match=r'pip install "textenv\[hub\]"; without the hub give .* or "sample"'):
         GSM8K().problem(0, "train", 0)
 
 
-@pytest.mark.parametrize(("data", "asked"), [("me/sums", ("me/sums", None)), ("me/sums:main", ("me/sums", "main"))])
-def test_a_hub_name_loads_the_train_split_of_its_configuration(monkeypatch, data, asked):
+@pytest.mark.parametrize(
+    ("data", "asked"),
+    [
+        ("me/sums", ("me/sums", None, "train")),
+        ("me/sums:main", ("me/sums", "main", "train")),
+        ("me/sums@test", ("me/sums", None, "test")),
+        ("me/sums:main@train+test", ("me/sums", "main", "train+test")),
+    ],
+)
+def test_a_hub_name_says_configuration_and_split(monkeypatch, data, asked):
     def load_dataset(name, config, split):
-        assert (name, config, split) == (*asked, "train")
+        assert (name, config, split) == asked
         return ROWS
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -186,7 +227,7 @@ def test_a_hub_that_fails_says_which_dataset(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ValueError, match="the hub's dataset 'me/sums' cannot be loaded: no network"):
+    with pytest.raises(ValueError, match="the hub's dataset 'me/sums' cannot be loaded: no network; without the hub"):
         task_of("me/sums").problem(0, "train", 0)
 
 
@@ -235,6 +276,86 @@ def test_eval_data_is_the_eval_split_and_leaves_no_trace_in_train(tmp_path):
     task = task_of(data, eval_data=eval_data)
     assert set(prompts_of(task, split="eval", n=20)) == {row["q"] for row in ROWS[20:]}
     assert set(prompts_of(task, split="train", n=20)) == {row["q"] for row in ROWS[:20]}
+
+
+# Templates and examples -------------------------------------------------------------------------------------------
+
+
+def test_what_a_row_holds_is_put_into_a_template_as_it_is():
+    fields = {"a": "{b} {} {0} \\boxed{{x}} %s", "b": 7}
+    assert Template("{a}|{b}|{{a}}|{b}").fill(fields) == "{b} {} {0} \\boxed{{x}} %s|7|{a}|7"
+
+
+@pytest.mark.parametrize(
+    "text", ["{q", "}", "{}", "{0}", "{q.x}", "{q[0]}", "{q!r}", "{q:>9}", "{a b}", "no field", "{{q}}"]
+)
+def test_a_template_that_is_none_is_refused_before_anything_is_read(text):
+    with pytest.raises(ValueError, match="the template"):
+        task_of("missing.jsonl", template=text)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{q} {missing}", r"row 1: the template names the field 'missing', the fields there are 'q', 'a', 'extra'"),
+        ("{q} {extra}", r"row 1: the template's field 'extra' must hold text or a number, got .*a"),
+    ],
+)
+def test_a_template_names_fields_that_hold_text(tmp_path, template, message):
+    path = write_jsonl(tmp_path / "data.jsonl", [{**row, "extra": ["a"]} for row in ROWS])
+    with pytest.raises(ValueError, match=message):
+        task_of(path, template=template).problem(0, "train", 0)
+
+
+@pytest.mark.parametrize("options", [{"template": "Q: {q} ({a})\nA: "}, {"shots": 3}])
+def test_template_and_examples_change_no_rows_side(tmp_path, options):
+    path = write_jsonl(tmp_path / "data.jsonl")
+    plain, dressed = task_of(path), task_of(path, **options)
+    for split in ("train", "eval"):
+        keys = {plain.key(problem) for problem in plain.preview(split)}
+        assert {dressed.key(problem) for problem in dressed.preview(split)} <= keys
+        assert all(dressed.split_of(problem) == split for problem in dressed.preview(split))
+    assert dressed.preview("eval")[0].prompt != plain.preview("eval")[0].prompt
+
+
+def test_examples_are_the_first_training_rows_and_no_problems(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl")
+    rows = task_of(path).preview("train")
+    task = task_of(path, shots=2, template="{q} ")
+    examples = "".join(f"{row.prompt} {row.reference}\n\n" for row in rows[:2])
+    assert [problem.prompt for problem in task.preview("train")] == [f"{examples}{row.prompt} " for row in rows[2:]]
+    assert all(problem.prompt.startswith(examples) for problem in task.preview("eval"))
+    assert task.size("eval") == task_of(path).size("eval")
+    assert task.preview("train")[0].reference == rows[2].reference
+
+
+def test_examples_leave_both_splits_where_these_are_one(tmp_path):
+    task = task_of(write_jsonl(tmp_path / "data.jsonl", ROWS + ROWS[:1]), holdout=0, shots=1)
+    assert task.size("train") == task.size("eval") == 39
+    assert all(problem.prompt.count(ROWS[0]["q"]) == 1 for problem in task.preview("eval"))
+
+
+def test_evaluation_rows_are_never_examples(tmp_path):
+    data = write_jsonl(tmp_path / "train.jsonl", ROWS[:10])
+    task = task_of(data, eval_data=write_jsonl(tmp_path / "eval.jsonl", ROWS[:8]), shots=1)
+    assert {problem.prompt.split("\n")[0] for problem in task.preview("eval")} == {ROWS[8]["q"] + ROWS[8]["a"]}
+    assert task.size("eval") == 8
+    assert task.size("train") == 1
+
+
+def test_too_few_examples_are_refused(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", ROWS[:3])
+    with pytest.raises(ValueError, match=r"has 3 rows to show as examples, but shots=4"):
+        task_of(path, holdout=0, shots=4).problem(0, "train", 0)
+    with pytest.raises(ValueError, match="shots must be a whole number from 0 on, got -1"):
+        task_of(path, shots=-1)
+
+
+def test_a_registered_dataset_takes_template_and_examples_from_the_command_line(tmp_path, register):
+    register("test/Sums-v0", data=write_jsonl(tmp_path / "data.jsonl"), prompt="q", answer="a")
+    options = parse_options({"template": '"{q}\\nNumber: "', "shots": "2"})
+    prompt = textenv.make_task("test/Sums-v0", **options).problem(0, "train", 0).prompt
+    assert prompt.count("?\nNumber: ") == 3
 
 
 # GSM8K ------------------------------------------------------------------------------------------------------------

@@ -13,19 +13,23 @@ import textenv
 import textenv.datasets
 import textenv.tasks
 from rewards import Reward, Sample, Score, ungraded
+from tests.textenv.conftest import IDS, ON_THE_HUB, options_of
 from textenv.task import Finish, Problem, Task, Transcript
 from textenv.tasks import Arithmetic, Countdown, GuessNumber, Reverse, Sort, TryAgain
 from textenv.tasks.countdown import CountdownReward, evaluate
 from textenv.tasks.guess_number import HIGHER, LOWER, UNREADABLE, read_guess
+from textenv.tasks.reasoning_gym import NAMES, PREFIX
 from textenv.tasks.try_again import FEEDBACK, TryAgainReward
 
-BUILT_IN = sorted(id for id in textenv.registry if id.startswith("textenv/"))
-WITH_DATA = [id for id in BUILT_IN if id != "textenv/GSM8K-v0"]  # its data is on the hub
-HELD_OUT = [id for id in WITH_DATA if textenv.make_task(id).holdout]
+HELD_OUT = [id for id in IDS if textenv.make_task(id, **options_of(id)).holdout]
 MODULES = [
     "textenv.datasets",
     *(f"textenv.tasks.{module.name}" for module in pkgutil.iter_modules(textenv.tasks.__path__)),
 ]
+
+
+def make(id):
+    return textenv.make_task(id, **options_of(id))
 
 
 def play(task, problem, answer):
@@ -56,26 +60,12 @@ def score(task, transcript):
 
 
 def test_every_built_in_task_is_registered():
-    assert (
-        sorted(
-            f"textenv/{name}-v0"
-            for name in (
-                *(
-                    "Arithmetic",
-                    "Countdown",
-                    "Reverse",
-                    "Sort",
-                    "Copy",
-                    "GuessNumber",
-                    "TryAgain",
-                    "GSM8K",
-                    "WordProblems",
-                ),
-                *("ProbeConstant", "ProbeOneHot", "ProbeDelayedCopy", "ProbeLength", "ProbeSubstring", "Tabular"),
-            )
-        )
-        == BUILT_IN
-    )
+    drawn = ("Arithmetic", "Countdown", "Reverse", "Sort", "Copy", "GuessNumber", "TryAgain", "WordProblems", "Tabular")
+    probes = ("ProbeConstant", "ProbeOneHot", "ProbeDelayedCopy", "ProbeLength", "ProbeSubstring")
+    names = (*drawn, *probes, *(f"reasoning-gym-{name}" for name in NAMES))
+    built_in = {id for id in textenv.registry if id.startswith("textenv/")}
+    assert built_in == {*(f"textenv/{name}-v0" for name in names), *ON_THE_HUB}
+    assert len(built_in) == len(IDS) + len([id for id in built_in if id.startswith(PREFIX)])
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -85,20 +75,21 @@ def test_examples_in_the_documentation_run(module):
 
 
 def test_importing_the_tasks_is_light():
-    code = "import sys, textenv.tasks; sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'datasets')))"
+    heavy = ("torch", "pyarrow", "datasets", "sympy", "reasoning_gym")
+    code = f"import sys, textenv.tasks; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("id", BUILT_IN)
+@pytest.mark.parametrize("id", IDS)
 def test_every_task_documents_itself_with_an_example(id):
     task = textenv.make_task(id)
     assert ">>>" in (type(task).__doc__ or "")
     assert task.licence
 
 
-@pytest.mark.parametrize("id", WITH_DATA)
+@pytest.mark.parametrize("id", IDS)
 def test_an_address_is_one_problem(id):
-    one, other = textenv.make_task(id), textenv.make_task(id)
+    one, other = make(id), make(id)
     addresses = [(seed, split, index) for seed in (0, 9) for split in ("train", "eval") for index in (0, 1, 77)]
     assert [one.problem(*address) for address in addresses] == [
         other.problem(*address) for address in reversed(addresses)
@@ -107,7 +98,7 @@ def test_an_address_is_one_problem(id):
 
 @pytest.mark.parametrize("id", HELD_OUT)
 def test_train_and_eval_share_no_problem(id):
-    task = textenv.make_task(id)
+    task = make(id)
     train, held_out = (
         {task.key(task.problem(seed, split, index)) for seed in (0, 1) for index in range(300)}
         for split in ("train", "eval")
@@ -119,7 +110,7 @@ def test_train_and_eval_share_no_problem(id):
 
 @pytest.mark.parametrize("id", HELD_OUT)
 def test_seeds_and_indices_give_other_problems(id):
-    task = textenv.make_task(id)
+    task = make(id)
     problems = {seed: [task.key(task.problem(seed, "train", index)) for index in range(20)] for seed in (0, 1)}
     assert problems[0] != problems[1]
     assert problems[0][1:] != problems[1][:-1]  # neighbouring seeds are not one sequence, shifted
@@ -158,9 +149,9 @@ def test_addresses_are_the_same_on_every_platform(id, address, prompt, reference
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-@pytest.mark.parametrize("id", [id for id in WITH_DATA if id != "textenv/ProbeConstant-v0"])  # nothing to show
+@pytest.mark.parametrize("id", [id for id in IDS if id not in ("textenv/ProbeConstant-v0", "textenv/IFEval-v0")])
 def test_demonstrations_are_worth_all_there_is_and_fit(id, split):
-    task = textenv.make_task(id)
+    task = make(id)
     tokenizer = task.tokenizer()
     for index in range(40):
         shown = play(task, task.problem(3, split, index), task.demonstrate)
@@ -170,9 +161,9 @@ def test_demonstrations_are_worth_all_there_is_and_fit(id, split):
         assert max(len(tokenizer.encode(text)) for text in shown.completions) <= task.max_new_tokens
 
 
-@pytest.mark.parametrize("id", WITH_DATA)
+@pytest.mark.parametrize("id", IDS)
 def test_the_context_holds_the_longest_episode(id):
-    task = textenv.make_task(id)
+    task = make(id)
     tokenizer = task.tokenizer()
     replies = {"textenv/GuessNumber-v0": UNREADABLE, "textenv/TryAgain-v0": FEEDBACK}
     turn = task.max_new_tokens + len(tokenizer.encode(replies.get(id, "")))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from textenv.datasets import DatasetTask
+from textenv.datasets import SAMPLE, DatasetTask
 from textenv.task import Problem, Transcript
 
 MARKER = "####"
@@ -22,8 +22,12 @@ class GSM8K(DatasetTask):
     not plain ASCII: use a model's tokenizer.
 
     Args:
-        data: the official ``train.jsonl`` or any file with the fields ``question`` and ``answer``; default the hub's.
-        eval_data: the official ``test.jsonl``, to evaluate on it; default a share ``holdout`` of ``data``.
+        data: the official ``train.jsonl`` or any file with the fields ``question`` and ``answer``; default the hub's;
+            ``"sample"`` for the rows of :class:`WordProblems`.
+        eval_data: the official ``test.jsonl`` or ``openai/gsm8k:main@test``, to evaluate on it; default a share
+            ``holdout`` of ``data``.
+        template: the text of a prompt, over the fields of a row.
+        shots: worked examples before each problem.
 
     Raises:
         ValueError: on first use, when a row's answer does not end in ``#### number``; else as :class:`DatasetTask`.
@@ -37,16 +41,24 @@ class GSM8K(DatasetTask):
     licence = "MIT"
     max_new_tokens = 256
     max_tokens = 1024
+    template = "{question}\n" + INSTRUCTION + "\n"
+    sample = "word_problems.jsonl"
 
-    def __init__(self, data: str | Path = "openai/gsm8k:main", eval_data: str | Path | None = None) -> None:
-        super().__init__(data, prompt="question", answer="answer", eval_data=eval_data)
+    def __init__(
+        self,
+        data: str | Path = "openai/gsm8k:main",
+        eval_data: str | Path | None = None,
+        template: str | None = None,
+        shots: int = 0,
+    ) -> None:
+        super().__init__(data, "question", "answer", eval_data, template, shots)
 
     def read_row(self, row: Mapping[str, Any]) -> Problem:
         _, marker, number = row["answer"].rpartition(MARKER)
         number = number.strip().replace(",", "")
         if not marker or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", number):
             raise ValueError(f"the answer must end in {MARKER} and a number, got {row['answer'][-40:]!r}")
-        return Problem(f"{row['question']}\n{INSTRUCTION}\n", number, {"solution": row["answer"]})
+        return Problem(self.read_prompt(row), number, {"solution": row["answer"]})
 
     def demonstrate(self, transcript: Transcript) -> str:
         return transcript.problem.info["solution"]
@@ -57,6 +69,10 @@ class WordProblems(GSM8K):
 
     They come with textenv, in plain ASCII and short enough for the character tokenizer.
 
+    Args:
+        template: the text of a prompt, over the fields ``question`` and ``answer``.
+        shots: worked examples before each problem.
+
     Example:
         >>> print(WordProblems().problem(seed=0, split="train", index=0).info["solution"])
         There are 7 * 64 = 448 seats.
@@ -64,7 +80,5 @@ class WordProblems(GSM8K):
         #### 59
     """
 
-    licence = "Apache-2.0"
-
-    def __init__(self) -> None:
-        super().__init__(Path(__file__).parent / "data" / "word_problems.jsonl")
+    def __init__(self, template: str | None = None, shots: int = 0) -> None:
+        super().__init__(SAMPLE, template=template, shots=shots)
