@@ -23,10 +23,17 @@ if TYPE_CHECKING:
     from agents.core.agent import Agent
     from agents.core.best_of import BestOfEvaluation
     from agents.core.evaluate import Evaluation
+    from agents.core.monitors import Together
     from agents.core.training import Training
 
 GROUP = "textenv.agents"
 LONGEST_CELL = 300
+Rewards = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="REWARD")]
+Environments = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="ENVIRONMENT")]
+COMMAND_ARGUMENTS = """Args:
+    env_id: a registered environment.
+    monitor: a reward that is not trained on, to score with what each step samples; may be given several times.
+    tripwire: an environment whose reward should not move, to play every 50 steps; may be given several times."""
 
 
 def train(arguments: list[str]) -> None:
@@ -35,18 +42,30 @@ def train(arguments: list[str]) -> None:
     `textenv train AGENT --help` lists an agent's settings.
     """
     if arguments[:1] == ["--resume"]:
-        _show(_resume(arguments[1:]))
+        _show(*_resume(arguments[1:]))
         return
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{inspect.cleandoc(train.__doc__ or '')}\n\nagents: {', '.join(sorted(_agents()))}")
         return
     agent_class = _agent_class(arguments[0])
 
-    def command(env_id: EnvId, /, config: Annotated[Any, tyro.conf.arg(name="")]) -> None:
-        _show(agent_class(env_id, config))
+    def command(
+        env_id: EnvId,
+        /,
+        config: Annotated[Any, tyro.conf.arg(name="")],
+        monitor: Rewards = (),
+        tripwire: Environments = (),
+    ) -> None:
+        from agents.core.agent import pick_tokenizer, task_options
+        from agents.core.monitors import watch
+
+        monitors = watch([*(("monitor", name) for name in monitor), *(("tripwire", name) for name in tripwire)])
+        if tripwire:
+            monitors.check(pick_tokenizer(make_task(env_id, **task_options(config)), config))
+        _show(agent_class(env_id, config), monitors)
 
     command.__annotations__["config"] = Annotated[agent_class.config_class, tyro.conf.arg(name="")]
-    command.__doc__ = f"{(agent_class.__doc__ or '').splitlines()[0]}\n\nArgs:\n    env_id: a registered environment."
+    command.__doc__ = f"{(agent_class.__doc__ or '').splitlines()[0]}\n\n{COMMAND_ARGUMENTS}"
     tyro.cli(command, prog=f"textenv train {arguments[0]}", args=arguments[1:])
 
 
@@ -66,7 +85,8 @@ def _agent_class(name: str) -> type[Agent]:
     return agents[name].load()
 
 
-def _resume(arguments: list[str]) -> Agent:
+def _resume(arguments: list[str]) -> tuple[Agent, Together]:
+    from agents.core.monitors import watch
     from agents.core.run import check_run_folder, read_config
 
     if len(arguments) != 1:
@@ -77,13 +97,14 @@ def _resume(arguments: list[str]) -> Agent:
         import_module(module)
     agent_class = _agent_class(described["agent"])
     config = agent_class.config_class(**described["settings"], run_dir=arguments[0])
-    return agent_class(described["env"], config, resume=True)
+    monitors = watch(described.get("monitors", []))
+    return agent_class(described["env"], config, resume=True), monitors
 
 
-def _show(agent: Agent) -> None:
+def _show(agent: Agent, monitors: Together) -> None:
     """Train, then tell what came of it."""
     console = Console(highlight=False)
-    training = agent.learn().last_training
+    training = agent.learn(callback=monitors).last_training
     assert training is not None
     assert training.after is not None
     console.print(_before_after(training))

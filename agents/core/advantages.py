@@ -5,6 +5,7 @@ Shapes: B episodes, T tokens, N graded episodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -66,6 +67,44 @@ def group_advantages(
     flat_N = (spread_N <= size_N * torch.finfo(torch.float64).eps) | (std_N < min_std / scale_N)
     advantage_B[graded_B] = result_N.masked_fill(flat_N, 0.0).to(reward_B.dtype)
     return advantage_B
+
+
+def part_advantages(
+    part_KB: Tensor,
+    weights: Sequence[float],
+    group_B: Tensor,
+    normalise: Normalise = "group",
+    *,
+    min_std: float = 0.0,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Each part of a reward normalised by itself, then weighed: ``S / (std S + eps)``, ``S = sum_k w_k norm_g(R_k)``.
+
+    GDPO, arXiv:2601.05242: the weights then say how much a part counts, and not its scale or how seldom it is earned. ``S``
+    needs no centring, since every part is centred in its groups. Standard deviations are unbiased, the last over the batch.
+
+    Args:
+        part_KB: K parts of the rewards, ``(K, B)``, NaN where an episode is ungraded or its score lacks the part: it leaves
+            that part's mean and deviation and gets 0 for it.
+        weights: of the parts, K.
+        group_B, normalise, min_std, eps: as in :func:`group_advantages`, for each part.
+
+    Returns:
+        ``(B,)`` in the type of ``part_KB``. Exactly 0 in a group in which no part differs.
+
+    Raises:
+        ValueError: see :func:`group_advantages`.
+
+    Example:
+        >>> part_KB = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0]])
+        >>> part_advantages(part_KB, [1, 0.5], torch.zeros(4, dtype=torch.int64))
+        tensor([ 0.3873, -0.3873,  1.1619, -1.1619])
+    """
+    sum_B = torch.zeros_like(part_KB[0])
+    for part_B, weight in zip(part_KB, weights, strict=True):
+        sum_B += weight * group_advantages(part_B, group_B, normalise, min_std=min_std, eps=eps)
+    graded_B = ~part_KB.isnan().all(dim=0)
+    return sum_B / (sum_B[graded_B].std() + eps) if graded_B.sum() > 1 else sum_B
 
 
 def group_range(x_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,17 @@ Shapes: B episodes, T tokens, R rows of a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import torch
+import tyro
 from torch import Tensor
 
+from agents.core.advantages import group_advantages, part_advantages
 from agents.core.agent import Agent
 from agents.core.config import TINY, AgentConfig, require
 from agents.core.kl import adapt_kl_coef, kl_estimate
@@ -120,6 +124,29 @@ class GroupConfig(PolicyGradientConfig):
         group = self.group_size
         require(group >= 2, "group_size", "2 or more, since a lone completion has no group to be compared with", group)
         require(self.min_group_std >= 0, "min_group_std", "0 or more", self.min_group_std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig(GroupConfig):
+    """Settings of the agents whose advantage is how far an episode is above its group."""
+
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the group, of the batch, or not at all."""
+    part_weights: Annotated[dict[str, float], tyro.conf.arg(metavar="NAME WEIGHT ...")] = field(default_factory=dict)
+    """Normalise each of these parts of the score by itself, as scale_rewards and min_group_std say, and add them up with
+    these weights (GDPO), e.g. correct 1 format 0.2; default the score is normalised as a whole."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = list(self.part_weights.values())
+        finite = all(map(math.isfinite, weights)) and (any(weights) or not weights)
+        require(finite, "part_weights", "finite for every part, and not all 0", self.part_weights)
+        require(
+            not self.part_weights or self.kl_reward_coef == 0,
+            "kl_reward_coef",
+            "0 with part_weights, which leave no reward to take it off; kl_loss_coef goes with them",
+            self.kl_reward_coef,
+        )
 
 
 class PolicyGradient(Agent):
@@ -234,6 +261,43 @@ class PolicyGradient(Agent):
         metrics = mean_metrics(updates) if updates else learner.measure_gap(batch, batch.rows[: config.group_size])
         check_logp_gap(metrics, config.max_logp_gap)
         return {"trained_share": float(trained_B.float().mean()), **metrics}
+
+
+def compare_in_groups(batch: Trajectories, config: AdvantageConfig, kept_B: Tensor | None = None) -> Tensor:
+    """Advantages ``(B,)``, float32: how far an episode's return, or its parts by ``part_weights``, are above its group.
+
+    Args:
+        batch: what was sampled.
+        config: how to normalise.
+        kept_B: bool, the episodes that have a say; default all. The others get 0.
+
+    Raises:
+        ValueError: a part to be weighed is in no score of the batch.
+    """
+    normalise, min_std = config.scale_rewards, config.min_group_std
+    none_B = torch.zeros_like(batch.graded_B) if kept_B is None else ~kept_B
+    if not config.part_weights:
+        return_B = batch.return_B.masked_fill(none_B, torch.nan)
+        return group_advantages(return_B, batch.group_B, normalise, min_std=min_std).float()
+    check_parts(batch, config.part_weights)
+    part_KB = torch.stack([batch.part_B(name) for name in config.part_weights]).masked_fill(none_B, torch.nan)
+    weights = list(config.part_weights.values())
+    return part_advantages(part_KB, weights, batch.group_B, normalise, min_std=min_std).float()
+
+
+def check_parts(batch: Trajectories, names: Iterable[str]) -> None:
+    """Refuse parts that no score of a batch has: they would silently teach nothing.
+
+    Raises:
+        ValueError: there is one.
+    """
+    given = {name for score in batch.scores for name in score.parts}
+    missing = [name for name in names if name not in given]
+    if missing and batch.graded_B.any():
+        raise ValueError(
+            f"part_weights names {missing[0]!r}, but no score of the step has such a part; there are "
+            f"{', '.join(sorted(given)) or 'none'}"
+        )
 
 
 def policy_loss(

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agents.core.evaluate import Evaluation
+from agents.core.monitors import Monitor, flags_of
 from agents.core.progress import LiveLine
 from agents.core.run import Run
 from agents.core.trajectories import Trajectories
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 Callback = Callable[["Training"], bool | None]
-"""Called after every step; training stops when it returns False."""
+"""Called after every step; training stops when it returns False. What a :class:`~agents.core.monitors.Monitor` measures is
+logged with the step."""
 
 
 class Training:
@@ -55,12 +57,15 @@ class Training:
         """whether any step changed the weights"""
         config = agent.config
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
-        self.run = Run(folder, describe(agent), resume=agent.resumed)
+        described = {**describe(agent), "monitors": flags_of(callback)}
+        self.run = Run(folder, described, resume=agent.resumed)
         self.run.forget_after(agent.start)
         self._line = LiveLine(agent.name, total_episodes)
 
     def __enter__(self) -> Training:
         print(f"the run is in {self.run.folder}", flush=True)
+        if isinstance(self.callback, Monitor):
+            self.callback.start(self)
         self.before = self._evaluate_once("before")
         self._started = time.monotonic()
         self._line.__enter__()
@@ -92,6 +97,8 @@ class Training:
         self.agent.state["episodes"] += len(batch)
         speed = int(batch.sampled_BT.sum()) / seconds
         self.metrics = {**metrics, "episodes": self.episodes, "seconds": seconds, "tokens_per_second": speed}
+        if isinstance(self.callback, Monitor):
+            self.metrics |= self.callback.measure(self, batch)
         self.taught |= "grad_norm" in metrics
         self.run.log(self.step, self.metrics)
         self.run.log_rollout(self.step, batch)

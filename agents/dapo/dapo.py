@@ -15,29 +15,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from agents.core.advantages import group_advantages, group_range
+from agents.core.advantages import group_range
 from agents.core.config import require
-from agents.core.policy_gradient import GroupConfig, PolicyGradient, policy_loss
+from agents.core.policy_gradient import AdvantageConfig, PolicyGradient, compare_in_groups, policy_loss
 from agents.core.rollout import Rollout, check_graded
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories, concatenate, summary
+from rewards.verifiers.soft_overlong import punish_length
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPOConfig(GroupConfig):
+class DAPOConfig(AdvantageConfig):
     """Settings of DAPO. A clip above acts from the second update on a batch on, hence two of them."""
 
     clip_high: float = 0.28
     """How far a token's ratio may rise above 1."""
     updates_per_batch: int = 2
     """Optimiser steps a batch, each on its own share of the episodes; the paper has 16, of 512 problems."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of the group, of the batch, or not at all."""
     max_sampling: int = 10
     """Most problems sampled for a step, in multiples of prompts_per_step. With fewer mixed groups than wanted by then,
     the step makes do with them; with none, training stops."""
@@ -51,6 +50,12 @@ class DAPOConfig(GroupConfig):
         super().__post_init__()
         require(self.max_sampling >= 1, "max_sampling", "at least 1", self.max_sampling)
         require(0 <= self.overlong_buffer < 1, "overlong_buffer", "from 0 to below 1", self.overlong_buffer)
+        require(
+            not self.part_weights or self.overlong_buffer == 0,
+            "overlong_buffer",
+            '0 with part_weights; to weigh long answers make the reward "soft_overlong" one of the parts',
+            self.overlong_buffer,
+        )
 
 
 class DAPO(PolicyGradient):
@@ -77,10 +82,7 @@ class DAPO(PolicyGradient):
                 batch = self.penalise(batch, reference).penalised(
                     soft_overlong_penalty(batch.sampled_BT, budget, config.overlong_buffer)
                 )
-                return_B = torch.where(kept_B, batch.return_B, torch.nan)  # what is thrown away has no say in any mean
-                advantage_B = group_advantages(
-                    return_B, batch.group_B, config.scale_rewards, min_std=config.min_group_std
-                ).float()
+                advantage_B = compare_in_groups(batch, config, kept_B)  # what is thrown away has no say in any mean
                 counted_B = kept_B & ~batch.cut_B if config.overlong_filter else kept_B
                 loss = partial(
                     policy_loss,
@@ -172,8 +174,7 @@ def nothing_kept(groups: int, shares: Mapping[str, float]) -> str:
 def soft_overlong_penalty(sampled_BT: Tensor, budget: int, buffer: float) -> Tensor:
     """The punishment of long answers ``(B, T)``, at the last sampled token of each row (arXiv:2503.14476, eq. 13).
 
-    With n sampled tokens, end token included, and a buffer of c = ``buffer * budget`` tokens: 0 up to budget - c, then
-    ``(budget - c - n) / c`` down to -1 at the budget.
+    Of the episode's sampled tokens, end token included, by :func:`rewards.verifiers.soft_overlong.punish_length`.
 
     Args:
         sampled_BT: bool, True where the policy chose the token.
@@ -189,5 +190,5 @@ def soft_overlong_penalty(sampled_BT: Tensor, budget: int, buffer: float) -> Ten
         return penalty_BT
     count_BT = sampled_BT.cumsum(dim=1)
     length_B1 = count_BT[:, -1:]
-    punishment_B1 = (((1 - buffer) * budget - length_B1) / (buffer * budget)).clamp(-1, 0)
+    punishment_B1 = penalty_BT.new_tensor([[punish_length(n, budget, buffer * budget)] for [n] in length_B1.tolist()])
     return torch.where(sampled_BT & (count_BT == length_B1), punishment_B1, penalty_BT)

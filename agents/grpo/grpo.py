@@ -11,23 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
-from agents.core.advantages import group_advantages
 from agents.core.losses import Aggregation
-from agents.core.policy_gradient import GroupConfig, PolicyGradient, policy_loss
+from agents.core.policy_gradient import AdvantageConfig, PolicyGradient, compare_in_groups, policy_loss
 from agents.core.training import Callback
 from agents.core.trajectories import summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(GroupConfig):
+class GRPOConfig(AdvantageConfig):
     """Settings of GRPO; the defaults are the paper's loss without its KL term (there ``kl_loss_coef`` is 0.04)."""
 
     aggregation: Aggregation = "sequence_mean"
     """How the loss is averaged over tokens; "sequence_mean" is GRPO's, "token_mean" DAPO's, "constant" Dr. GRPO's."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of the group, of the batch, or not at all."""
 
 
 class GRPO(PolicyGradient):
@@ -51,9 +48,7 @@ class GRPO(PolicyGradient):
             for step in training:
                 batch = self.sample(rollout, training.episodes // config.group_size, (step,))
                 batch = self.penalise(batch, reference)
-                advantage_B = group_advantages(
-                    batch.return_B, batch.group_B, config.scale_rewards, min_std=config.min_group_std
-                ).float()
+                advantage_B = compare_in_groups(batch, config)
                 loss = partial(
                     policy_loss,
                     config=config,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from agents.core.advantages import gae, group_advantages, whiten
+from agents.core.advantages import gae, group_advantages, part_advantages, whiten
 
 NAN = float("nan")
 TWO_GROUPS = torch.tensor([1, 0, 0, 1, 1, 1, 1, 0.0], dtype=torch.float64)
@@ -107,6 +107,58 @@ def test_advantages_are_bounded_for_any_finite_rewards(rewards):
 def test_shifting_and_scaling_a_groups_rewards_change_nothing(rewards, shift, scale):
     moved = advantages([scale * reward + shift for reward in rewards])
     assert_close(moved, advantages(rewards), atol=1e-5, rtol=0)
+
+
+# Parts of a reward, each normalised by itself.
+
+PARTS_KB = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0]], dtype=torch.float64)
+ONE_GROUP = torch.zeros(4, dtype=torch.int64)
+
+
+def test_parts_normalised_by_themselves_agree_with_trl():
+    expected = torch.tensor([0.387264, -0.387264, 1.161791, -1.161791], dtype=torch.float64)
+    assert_close(part_advantages(PARTS_KB, [1, 0.5], ONE_GROUP, eps=1e-4), expected, atol=1e-6, rtol=0)
+    # here both deviations are equal, so that the order hardly matters: first the sum, then its normalisation
+    summed_B = PARTS_KB[0] + 0.5 * PARTS_KB[1]
+    expected = torch.tensor([0.387238, -0.387238, 1.161715, -1.161715], dtype=torch.float64)
+    assert_close(group_advantages(summed_B, ONE_GROUP, eps=1e-4), expected, atol=1e-6, rtol=0)
+
+
+def test_a_part_ten_times_as_large_weighs_no_more():
+    larger_KB = PARTS_KB * torch.tensor([[10.0], [1.0]], dtype=torch.float64)
+    expected = part_advantages(PARTS_KB, [1, 0.5], ONE_GROUP)
+    assert_close(part_advantages(larger_KB, [1, 0.5], ONE_GROUP), expected, atol=1e-5, rtol=0)
+    assert (group_advantages(larger_KB.T @ torch.tensor([1, 0.5], dtype=torch.float64), ONE_GROUP) - expected)[1] < -0.1
+
+
+def test_the_batch_is_normalised_once_more_over_all_groups():
+    # group 1: (1, 0) -> 1 / sqrt 2 each way; group 2: flat in the first part, (0, 4) in the second, of weight 2 -> sqrt 2;
+    # the squares 1/2 + 1/2 + 2 + 2 over 3: deviation sqrt(5/3)
+    part_KB = torch.tensor([[1.0, 0, 5, 5], [3.0, 3, 0, 4]], dtype=torch.float64)
+    got = part_advantages(part_KB, [1, 2], torch.tensor([1, 1, 2, 2]))
+    expected = torch.tensor([0.5**0.5, -(0.5**0.5), -(2**0.5), 2**0.5], dtype=torch.float64) / (5 / 3) ** 0.5
+    assert_close(got, expected, atol=2e-6, rtol=0)
+
+
+def test_a_missing_part_is_left_out_of_the_sum_and_of_its_own_mean():
+    part_KB = torch.tensor([[1.0, 0, 1, 0], [0, 1, NAN, NAN]], dtype=torch.float64)
+    first_B = group_advantages(part_KB[0], ONE_GROUP)
+    second_B = group_advantages(part_KB[1, :2], ONE_GROUP[:2])
+    sum_B = first_B + torch.tensor([*second_B.tolist(), 0, 0], dtype=torch.float64)
+    assert_close(part_advantages(part_KB, [1, 1], ONE_GROUP), sum_B / (sum_B.std() + 1e-6))
+
+
+def test_an_episode_without_any_part_leaves_the_others_as_if_it_were_not_there():
+    nan_K1 = torch.full((2, 1), NAN, dtype=torch.float64)
+    got = part_advantages(torch.cat([PARTS_KB, nan_K1], dim=1), [1, 0.5], torch.zeros(5, dtype=torch.int64))
+    assert got[4] == 0
+    assert_close(got[:4], part_advantages(PARTS_KB, [1, 0.5], ONE_GROUP))
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.3, 0.3], [NAN, NAN, NAN], [1.0, NAN, NAN]])
+def test_where_no_part_differs_every_advantage_is_exactly_zero(values):
+    part_KB = torch.tensor([values, values], dtype=torch.float64)
+    assert part_advantages(part_KB, [1, 3], torch.zeros(3, dtype=torch.int64)).tolist() == [0.0] * 3
 
 
 # Groups that differ too little.

@@ -29,6 +29,7 @@ from agents.core import run
 from agents.core.agent import Agent
 from agents.core.kl import adapt_kl_coef
 from agents.core.lora import merged_state
+from agents.core.monitors import RewardMonitor, Together, TripwireTask
 from agents.core.policy_gradient import PolicyGradientConfig
 from agents.core.rollout import Rollout
 from agents.dapo import DAPO
@@ -107,12 +108,10 @@ SAMPLED = {
     "kl_target": 1e-6,
 }
 GROUPED = {"min_group_std": 10.0, "kl_loss_coef": 0.5}
+COMPARED = {"scale_rewards": "none", "part_weights": {"correct": 1.0}}
 CHANGES = {
-    GRPO: CORE | SAMPLED | GROUPED | {"scale_rewards": "none", "aggregation": "token_mean"},
-    DAPO: CORE
-    | SAMPLED
-    | GROUPED
-    | {"scale_rewards": "none", "max_sampling": 1, "overlong_buffer": 0.0, "overlong_filter": True},
+    GRPO: CORE | SAMPLED | GROUPED | COMPARED | {"aggregation": "token_mean"},
+    DAPO: CORE | SAMPLED | GROUPED | COMPARED | {"max_sampling": 1, "overlong_buffer": 0.0, "overlong_filter": True},
     RAFT: CORE
     | SAMPLED
     | GROUPED
@@ -148,6 +147,7 @@ WITHIN = {
     "kl_target": {"kl_reward_coef": 0.5},
     "ptx_coef": {"ptx_coef": 1.0, "ptx_file": "texts.jsonl"},
     "ptx_file": {"ptx_coef": 1.0, "ptx_file": "texts.jsonl"},
+    "part_weights": {"reward": "exact"},
 }
 """Settings that act only beside others, or whose size counts beside whether they are there at all; and what is beside them."""
 
@@ -161,6 +161,7 @@ WITHIN_RAFT = {
     "accept_above": {"accept": "above", "accept_above": 0.5},
     "wrong_advantage": {"variant": "reinforce-rej"},
 }
+WITHIN_DAPO = {"part_weights": {"reward": "exact", "overlong_buffer": 0.0, "max_sampling": 10}}
 ELSEWHERE = {
     "max_tokens": "test_the_context_is_as_long_as_was_named",
     "reward": "test_the_reward_that_is_named_scores_the_evaluation_too",
@@ -209,7 +210,7 @@ def weights_with(fresh_model, config, tmp_path, monkeypatch):
 
 @over(EVERY)
 def test_no_setting_is_a_no_op(weights_with, agent_class):
-    within = WITHIN | (WITHIN_RAFT if agent_class is RAFT else {})
+    within = WITHIN | {RAFT: WITHIN_RAFT, DAPO: WITHIN_DAPO}.get(agent_class, {})
     idle = []
     for name, value in CHANGES[agent_class].items():
         beside = within.get(name, {})
@@ -620,11 +621,13 @@ def test_every_metric_that_is_logged_is_explained_and_every_explained_one_is_log
         (PPO, penalty),
         (SFT, {}),
     ):
-        settings = new(agent_class, "textenv/ProbeSubstring-v0", **changes).learn().config
+        monitors = Together(RewardMonitor("exact"), TripwireTask("textenv/ProbeSubstring-v0", episodes=2, every=1))
+        settings = new(agent_class, "textenv/ProbeSubstring-v0", **changes).learn(callback=monitors).config
         logged |= {name for line in metrics_of(settings.run_dir) for name in line}
     table = re.findall(r"^\|(.*?)\|", (TESTS.parent / "agents" / "METRICS.md").read_text(), flags=re.MULTILINE)
     explained = {name for row in table for name in re.findall(r"`(.+?)`", row)}
-    assert {re.sub("^reward/.*", "reward/NAME", name) for name in logged} - {"step"} == explained
+    named = {re.sub("^(reward|monitor|tripwire|tripwire_moved)/.*", r"\1/NAME", name) for name in logged}
+    assert named - {"step"} == explained
 
 
 # --- Callbacks ---
@@ -808,7 +811,7 @@ def config_of(monkeypatch):
     def read(agent_class, flags):
         given = []
         monkeypatch.setattr(Agent, "__init__", lambda self, env_id, config, **resume: given.append(config))
-        monkeypatch.setattr(commands, "_show", lambda agent: None)
+        monkeypatch.setattr(commands, "_show", lambda agent, monitors: None)
         main(["train", agent_class.name, "textenv/Arithmetic-v0", *flags.split()])
         return given.pop()
 

@@ -1,12 +1,18 @@
 """What policy-gradient agents share: the KL to the start, in the reward and adapted, and settings that are refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from agents.core.policy_gradient import compare_in_groups
 from agents.core.trajectories import concatenate
+from agents.dapo import DAPOConfig
 from agents.grpo import GRPO, GRPOConfig
+from rewards import Score, ungraded
+from tests.agents.scripted import batch_of
+from textenv.cli import main
 
 
 @pytest.fixture
@@ -72,3 +78,62 @@ def test_joined_batches_keep_every_episode_and_part_their_groups(agent):
 def test_settings_that_mean_nothing_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         GRPOConfig(**changes)
+
+
+# --- Parts weighed by themselves ---
+
+
+def with_parts(*parts):
+    """One group, whose scores have these parts; None is ungraded."""
+    batch = batch_of([0.0] * len(parts))
+    return replace(batch, scores=[ungraded("?") if part is None else Score(0.0, part) for part in parts])
+
+
+WEIGHED = GRPOConfig(part_weights={"answer": 1.0, "form": 0.5})
+
+
+def test_parts_are_weighed_by_their_names_whatever_the_scores_are():
+    batch = with_parts(*({"answer": a, "form": f, "more": 9.0} for a, f in ((1, 0), (0, 1), (1, 1), (0, 0))))
+    assert compare_in_groups(batch, GRPOConfig()).tolist() == [0.0] * 4
+    expected = [0.387298, -0.387298, 1.161895, -1.161895]  # as with TRL's deviations, less its epsilon of 1e-4
+    assert compare_in_groups(batch, WEIGHED).tolist() == pytest.approx(expected, abs=2e-6)
+
+
+def test_what_is_not_kept_and_what_is_not_graded_has_no_say_in_any_part():
+    of_four = [{"answer": 1.0, "form": 0.0}, {"answer": 0.0, "form": 0.0}, {"answer": 9.0, "form": 9.0}, None]
+    kept_B = torch.tensor([True, True, False, True])
+    expected = [0.5**0.5, -(0.5**0.5), 0.0, 0.0]  # of the two that have a say: ±1 / sqrt 2, and their deviation is 1
+    assert compare_in_groups(with_parts(*of_four), WEIGHED, kept_B).tolist() == pytest.approx(expected, abs=3e-6)
+
+
+def test_a_part_that_no_score_has_stops_the_run_and_names_those_there_are():
+    with pytest.raises(
+        ValueError, match="names 'form', but no score of the step has such a part; there are answer, tone"
+    ):
+        compare_in_groups(with_parts({"answer": 1.0, "tone": 0.0}, {"answer": 0.0}), WEIGHED)
+    assert compare_in_groups(with_parts(None, None), WEIGHED).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings", "wanted"),
+    [
+        (GRPOConfig, {"part_weights": {"a": float("nan")}}, "part_weights must be finite for every part"),
+        (GRPOConfig, {"part_weights": {"a": 0.0, "b": 0.0}}, "not all 0"),
+        (GRPOConfig, {"part_weights": {"a": 1.0}, "kl_reward_coef": 0.1}, "kl_reward_coef must be 0 with part_weights"),
+        (DAPOConfig, {"part_weights": {"a": 1.0}}, "overlong_buffer must be 0 with part_weights"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(config_class, settings, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        config_class(**settings)
+
+
+def test_part_weights_are_typed_as_names_and_numbers(fresh_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--total-episodes 16 --prompts-per-step 4 --group-size 4 --eval-episodes 4 --run-dir run --reward exact"
+    model = fresh_model("textenv/ProbeOneHot-v0")
+    flags = f"--model {model} {small} --part-weights correct 1 more 0.5"
+    with pytest.raises(SystemExit):  # there is no part named more
+        main(["train", "grpo", "textenv/ProbeOneHot-v0", *flags.split()])
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["part_weights"] == {"correct": 1.0, "more": 0.5}

@@ -1,12 +1,15 @@
-"""Sums and gates, with numbers worked by hand."""
+"""Sums, layers, gates, caps and ensembles, with numbers worked by hand."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Gate, Reward, RewardError, Sample, Score, WeightedSum, score_samples, ungraded
+from rewards.compose import Cap, Ensemble, Layered
 
 SOLVED = "<think>6 times 7</think><answer>42</answer>"
 
@@ -159,3 +162,206 @@ def test_compositions_nest(sample):
     solved, bare = score_samples(nested, [sample(SOLVED, SOLVED), sample("42", "42")])
     assert (solved.value, solved.parts["correct"]) == (1.5, 1.0)
     assert (bare.value, bare.parts["correct"]) == (0.0, 0.0)
+
+
+# --- Weights that change while running ---
+
+
+def test_new_weights_hold_from_the_next_batch_on_and_the_vector_stays(fixed, sample):
+    mixed = WeightedSum({"a": (2, fixed(Score(1.0))), "b": (0.5, fixed(Score(4.0)))})
+    assert mixed([sample()])[0].value == 4.0
+    mixed.weights = {"b": -1, "a": 3}  # in any order
+    assert mixed.weights == {"a": 3.0, "b": -1.0}
+    assert mixed([sample()]) == [Score(-1.0, {"a": 1.0, "b": 4.0})]
+
+
+def test_a_batch_under_way_keeps_the_weights_it_began_with(sample):
+    class ChangesItsMind(Reward):
+        def __call__(self, samples):
+            mixed.weights = {"first": 100.0, "second": 100.0}
+            return [Score(1.0) for _ in samples]
+
+    mixed = WeightedSum({"first": (1.0, ChangesItsMind()), "second": (1.0, lambda p, c, r: 1.0)})
+    assert [score.value for score in mixed([sample(), sample()])] == [2.0, 2.0]
+    assert mixed([sample()])[0].value == 200.0
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"exact": 1.0}, {"exact": 1.0, "format_tags": 1.0, "regex": 1.0}, {"exact": 1, "format_tags": None}]
+)
+def test_weights_for_other_components_or_without_a_number_are_refused_and_the_old_ones_stay(weights):
+    mixed = WeightedSum({"exact": 1.0, "format_tags": 0.2})
+    with pytest.raises(ValueError, match=r"weights must be given for all of|needs a finite weight"):
+        mixed.weights = weights
+    with pytest.raises(TypeError):
+        mixed.weights["exact"] = 5.0
+    assert mixed.weights == {"exact": 1.0, "format_tags": 0.2}
+
+
+# --- Layers ---
+
+
+def layers(fixed, correct, steps, form, length):
+    scores = [fixed(Score(value)) for value in (correct, steps, form, length)]
+    return Layered(
+        dict(zip(["answer", "steps", "form", "length"], zip([10, 5, 1, -0.5], scores, strict=True), strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "worth"),
+    [((1, 0, 0, 1), 9.5), ((0, 1, 1, 0), 6.0), ((0, 0.6, 0, 1), 2.5), ((0, 0, 1, 0), 1.0), ((1, 1, 1, 0), 16.0)],
+)
+def test_layers_are_worth_what_their_table_says(values, worth, fixed, sample):
+    (score,) = layers(fixed, *values)([sample()])
+    assert score.value == worth
+    assert score.parts == dict(zip(["answer", "steps", "form", "length"], values, strict=True))
+
+
+UNIT = st.floats(0, 1)
+
+
+def constant(value, prompt, completion, reference):
+    return value
+
+
+@settings(max_examples=100, deadline=None)
+@given(below=st.tuples(UNIT, UNIT, UNIT), other=st.tuples(UNIT, UNIT, UNIT))
+def test_nothing_below_a_layer_outweighs_it(below, other):
+    def worth(values):
+        weighed = zip("abcd", [10, 5, 1, -0.5], values, strict=True)
+        layered = Layered({name: (weight, partial(constant, value)) for name, weight, value in weighed})
+        return layered([Sample(prompt="", completion="")])[0].value
+
+    assert worth((1, *below)) > worth((0, *other))
+    assert worth((0, 1, *below[1:])) > worth((0, 0, *other[1:]))
+
+
+@pytest.mark.parametrize("weights", [[10, 10], [6, 5, 1], [1, -1], [0], [float("nan")]])
+def test_a_layer_that_does_not_outweigh_those_below_is_refused(weights, fixed):
+    with pytest.raises(ValueError, match=r"must weigh more than all below it|finite weight"):
+        Layered({f"layer {n}": (weight, fixed(Score(1.0))) for n, weight in enumerate(weights)})
+
+
+def test_weights_of_layers_may_change_but_not_their_order(fixed, sample):
+    tiers = layers(fixed, 1, 1, 1, 0)
+    tiers.weights = {"answer": 20, "steps": 2, "form": 1, "length": -0.5}
+    assert tiers([sample()])[0].value == 23.0
+    with pytest.raises(ValueError, match=r"layer 'answer' weighs 1, and must weigh more than all below it, 3\.5"):
+        tiers.weights = {"answer": 1, "steps": 2, "form": 1, "length": -0.5}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 10.0])
+def test_a_layer_outside_0_to_1_leaves_its_sample_ungraded(value, fixed, sample):
+    (score,) = layers(fixed, 1, value, 1, 0)([sample()])
+    assert score.error == f"steps: a layer takes values from 0 to 1, got {value:g}"
+
+
+# --- Caps ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "value", "capped"),
+    [
+        ("min", 2.0, 1.5, 1.5),
+        ("min", 2.0, 7.0, 2.0),
+        ("min", -1.0, 0.0, -1.0),
+        ("tanh", 2.0, 1.0, 0.924234),  # 2 tanh(1/2)
+        ("tanh", 2.0, -50.0, -2.0),
+        ("sigmoid", 3.0, 3.0, 0.5),
+        ("sigmoid", 1.0, 3.0, 0.880797),  # 1 / (1 + e^-2)
+        ("sigmoid", 0.0, 1e6, 1.0),
+        ("sigmoid", 0.0, -1e6, 0.0),
+    ],
+)
+def test_a_cap_holds_by_its_shape(shape, limit, value, capped, fixed, sample):
+    (score,) = Cap(fixed(Score(value, {"style": 0.5})), limit, shape)([sample()])
+    assert score.value == pytest.approx(capped, abs=1e-6)
+    assert score.parts == {"style": 0.5, "uncapped": value}
+
+
+def test_a_cap_leaves_the_verdict_as_it_was(sample):
+    right, wrong = Cap("exact", 0.25)([sample("a", "a"), sample("b", "a")])
+    assert (right.value, right.correct) == (0.25, True)
+    assert (wrong.value, wrong.correct) == (0.0, False)
+
+
+def test_what_cannot_be_graded_cannot_be_capped(fixed, sample):
+    assert Cap(fixed(ungraded("time-out")), 1.0)([sample()])[0].error == "time-out"
+
+
+def test_the_last_token_takes_what_a_cap_takes_off(fixed, sample):
+    (score,) = Cap(fixed(Score(3.0, tokens=(0.5, 1.5, 1.0))), 2.0)([sample(tokens=(7, 8, 9))])
+    assert score.tokens == (0.5, 1.5, 0.0)
+
+
+def test_credit_too_large_to_be_capped_is_ungraded(fixed, sample):
+    (score,) = Cap(fixed(Score(1e300, tokens=(1.0, 1e300))), 2.0)([sample(tokens=(1, 2))])
+    assert "token credit must sum to the value" in score.error
+
+
+@pytest.mark.parametrize(
+    ("limit", "shape"), [(1.0, "max"), (float("inf"), "min"), (float("nan"), "sigmoid"), (0.0, "tanh"), (-1.0, "tanh")]
+)
+def test_a_cap_that_makes_no_sense_is_refused(limit, shape):
+    with pytest.raises(ValueError, match="a cap's"):
+        Cap("exact", limit, shape)
+
+
+# --- Ensembles ---
+
+
+@pytest.mark.parametrize(
+    ("how", "k", "value"), [("mean", None, 2.0), ("lower", 0.5, 1.5), ("lower", 0, 2.0), ("min", None, 1.0)]
+)
+def test_an_ensemble_agrees_by_how(how, k, value, fixed, sample):
+    (score,) = Ensemble([fixed(Score(member)) for member in (1.0, 2.0, 3.0)], how, k)([sample()])
+    assert score == Score(value, {"member_0": 1.0, "member_1": 2.0, "member_2": 3.0, "std": 1.0})
+
+
+@pytest.mark.parametrize(("second", "correct"), [({"correct": 1.0}, 1.0), ({"correct": 0.0}, 0.0), ({}, 1.0)])
+def test_an_ensemble_is_right_where_all_say_so_that_say_anything(second, correct, fixed, sample):
+    (score,) = Ensemble([fixed(Score(1.0, {"correct": 1.0})), fixed(Score(0.5, second))])([sample()])
+    assert score.parts["correct"] == correct
+
+
+def test_an_ungraded_member_leaves_its_sample_ungraded_and_no_other(fixed, sample):
+    flaky = fixed(Score(1.0), ungraded("time-out"))
+    good, bad = Ensemble(["exact", flaky], "min")([sample("a", "a"), sample("a", "a")])
+    assert good.value == 1.0
+    assert bad.error == "member_1: time-out"
+
+
+def test_an_ensembles_credit_is_the_mean_and_the_last_token_takes_the_difference(fixed, sample):
+    # mean credit (0.5, 0.5 + 1.5) of (1, 1) and a bare 3; mean 2.5, less 0.5 standard deviations of 1 / sqrt 2
+    dense, bare = fixed(Score(2.0, tokens=(1.0, 1.0))), fixed(Score(3.0))
+    (score,) = Ensemble([dense, bare], "lower", 0.5)([sample(tokens=(1, 2))])
+    assert score.value == pytest.approx(2.5 - 0.5 * 0.5**0.5)
+    assert score.tokens == pytest.approx((0.5, 2.0 - 0.5 * 0.5**0.5))
+
+
+def test_members_too_far_apart_to_compare_are_ungraded(fixed, sample):
+    (score,) = Ensemble([fixed(Score(1e308)), fixed(Score(-1e308))], "lower", 10.0)([sample()])
+    assert score.value is None
+
+
+@pytest.mark.parametrize(
+    ("members", "how", "k"),
+    [
+        (["exact"], "mean", None),
+        ("exact", "mean", None),
+        (["exact", "exact"], "max", None),
+        (["exact", "exact"], "lower", None),
+        (["exact", "exact"], "lower", -0.5),
+        (["exact", "exact"], "min", 0.5),
+        (["exact", "exat"], "min", None),
+    ],
+)
+def test_an_ensemble_that_makes_no_sense_is_refused(members, how, k):
+    with pytest.raises(ValueError, match=r"ensemble|k goes with|no reward is named"):
+        Ensemble(members, how, k)
+
+
+@pytest.mark.parametrize("made", [Layered({"exact": 1}), Cap("exact", 1.0), Ensemble(["exact", "exact"])])
+def test_an_empty_batch_stays_empty(made):
+    assert made([]) == []

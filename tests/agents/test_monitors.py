@@ -1,0 +1,248 @@
+"""Monitors: they see what is not trained on, say when it moves, and change nothing."""
+
+import dataclasses
+import json
+
+import gymnasium
+import pytest
+import torch
+
+import textenv
+from agents.core import monitors
+from agents.core.lora import merged_state
+from agents.core.monitors import RewardMonitor, Together, TripwireTask
+from agents.dapo import DAPO
+from agents.grpo import GRPO
+from agents.ppo import PPO
+from agents.raft import RAFT
+from agents.sft import SFT
+from rewards import Reward, Score, ungraded
+from textenv.cli import main
+
+COPY = "textenv/ProbeDelayedCopy-v0"
+ONE_HOT = "textenv/ProbeOneHot-v0"
+EVERY = (GRPO, DAPO, RAFT, PPO, SFT)
+
+
+@pytest.fixture
+def new(fresh_model, config):
+    """Makes an agent for a few quick steps, of a fresh model."""
+
+    def make(agent_class=GRPO, **changes):
+        return agent_class(COPY, config(fresh_model(COPY), agent_class, **{"env_options": {"delay": 0}} | changes))
+
+    return make
+
+
+def metrics_of(agent):
+    with open(f"{agent.config.run_dir}/metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def weights(agent):
+    return torch.cat([tensor.flatten() for tensor in merged_state(agent.policy.model).values()])
+
+
+def without_times(lines):
+    times = ("seconds", "tokens_per_second")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
+
+
+@pytest.mark.parametrize("agent_class", EVERY, ids=lambda agent_class: agent_class.name)
+def test_monitors_change_no_number_of_the_training(new, agent_class):
+    plain, watched = new(agent_class).learn(), new(agent_class)
+    watched.learn(callback=Together(RewardMonitor("exact"), TripwireTask(COPY, episodes=8, every=1)))
+    assert torch.equal(weights(plain), weights(watched))
+    own = [{name: line[name] for name in line if "/" not in name} for line in metrics_of(watched)]
+    assert without_times(own) == without_times(metrics_of(plain))
+
+
+def test_a_monitor_logs_the_mean_of_its_reward_over_what_each_step_sampled(new):
+    seen = []
+
+    class Watching(Reward):
+        name = "watching"
+
+        def __call__(self, samples):
+            seen.append(samples)
+            return [Score(3.0) if number else ungraded("no idea") for number in range(len(samples))]
+
+    agent = new().learn(callback=RewardMonitor(Watching()))
+    lines = metrics_of(agent)
+    assert [line["monitor/watching"] for line in lines] == [3.0] * len(lines)
+    assert [len(samples) for samples in seen] == [16] * len(lines)
+    assert all(sample.turns == (sample.completion,) and sample.reference == sample.prompt for sample in seen[0])
+
+
+def test_a_monitor_sees_the_very_samples_that_the_trained_reward_saw(new):
+    trained, seen = [], []
+
+    class Remember(Reward):
+        name = "remember"
+
+        def __init__(self, into):
+            self.into = into
+
+        def __call__(self, samples):
+            self.into += samples
+            return [Score(float("b" in sample.completion)) for sample in samples]
+
+    agent = new(DAPO)
+    agent.task.reward = Remember(trained)
+    agent.learn(callback=RewardMonitor(Remember(seen)))
+    assert seen
+    assert all(sample in trained for sample in seen)
+
+
+def test_what_a_problem_carries_reaches_the_monitor(new):
+    agent, seen = new(), []
+    draw = agent.task.draw
+    agent.task.draw = lambda rng: dataclasses.replace(draw(rng), info={"level": "easy"})
+
+    class Remembers(Reward):
+        def __call__(self, samples):
+            seen.extend(samples)
+            return [Score(0.0)] * len(samples)
+
+    agent.learn(callback=RewardMonitor(Remembers()))
+    assert {sample.info["level"] for sample in seen} == {"easy"}
+
+
+def test_where_nothing_can_be_graded_the_monitor_is_null_and_training_goes_on(new):
+    lines = metrics_of(new().learn(callback=RewardMonitor(lambda prompt, completion, reference: 1 / 0)))
+    assert {line["monitor/<lambda>"] for line in lines} == {None}
+
+
+def test_a_tripwire_tells_when_the_reward_leaves_the_interval_of_the_start(new, monkeypatch, capsys):
+    agent = new(total_episodes=96)
+    steps = -(-96 // 16)
+    measured = iter([0.5, 0.5, 0.9, 0.95, 0.5, 0.1, 0.5])
+    evaluate = monitors.evaluate
+
+    def scripted(rollout, episodes):
+        mean = next(measured)
+        return dataclasses.replace(evaluate(rollout, 4), reward=mean, reward_low=mean - 0.2, reward_high=mean + 0.2)
+
+    monkeypatch.setattr(monitors, "evaluate", scripted)
+    agent.learn(callback=TripwireTask(COPY, episodes=4, every=1))
+    lines = metrics_of(agent)
+    assert len(lines) == steps == 6
+    assert [line[f"tripwire/{COPY}"] for line in lines] == [0.5, 0.9, 0.95, 0.5, 0.1, 0.5]
+    assert [line[f"tripwire_moved/{COPY}"] for line in lines] == [0, 1, 1, 0, 1, 0]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tripwire")]
+    assert said == [
+        f"tripwire {COPY}: reward 0.500 [0.300, 0.700] at the start",
+        f"tripwire {COPY}: the reward moved to 0.900 in step 2, out of the 95 % interval [0.300, 0.700] of the start, "
+        "though nothing here is trained on it",
+        f"tripwire {COPY}: the reward moved to 0.100 in step 5, out of the 95 % interval [0.300, 0.700] of the start, "
+        "though nothing here is trained on it",
+    ]
+
+
+def test_a_tripwire_on_the_trained_task_itself_trips(new):
+    agent = new(total_episodes=480).learn(callback=TripwireTask(COPY, every=10, delay=0))
+    last = [line for line in metrics_of(agent) if f"tripwire/{COPY}" in line]
+    assert [line["step"] for line in last] == [10, 20, 30]
+    assert last[-1][f"tripwire_moved/{COPY}"] == 1
+
+
+def test_a_tripwire_is_played_every_so_many_steps_and_in_the_last(new):
+    agent = new(total_episodes=96).learn(callback=TripwireTask(COPY, episodes=4, every=4))
+    assert [line["step"] for line in metrics_of(agent) if f"tripwire/{COPY}" in line] == [4, 6]
+
+
+def test_a_resumed_run_goes_on_from_the_tripwires_own_start(new):
+    def watched():
+        return Together(RewardMonitor("exact"), TripwireTask(COPY, episodes=16, every=1, delay=0))
+
+    whole = new(total_episodes=96, checkpoint_every=2).learn(callback=watched())
+    broken = new(total_episodes=96, checkpoint_every=2, model=whole.config.model)
+    broken.learn(callback=Together(watched(), lambda training: training.step < 3))
+    resumed = GRPO(COPY, broken.config, resume=True)
+    resumed.learn(callback=watched())
+    assert without_times(metrics_of(resumed)) == without_times(metrics_of(whole))
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_together_calls_all_and_stops_when_one_asks_for_it(new):
+    seen = []
+    agent = new().learn(callback=Together(lambda training: False, lambda training: seen.append(training.step)))
+    assert seen == [1]
+    assert agent.last_training.stopped == "the callback asked for it"
+
+
+def test_two_monitors_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two monitors have the same name: RewardMonitor 'exact'"):
+        Together(RewardMonitor("exact"), RewardMonitor("exact"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"env_id": "textenv/Kopy-v0"}, "did you mean textenv/Copy-v0"),
+        ({"env_id": COPY, "episodes": 1}, "at least 2 episodes"),
+        ({"env_id": COPY, "every": 0}, "every 1 step"),
+    ],
+)
+def test_a_tripwire_that_makes_no_sense_is_refused(arguments, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        TripwireTask(**arguments)
+
+
+def test_a_tripwire_that_the_model_cannot_play_is_refused_before_training(new):
+    with pytest.raises(ValueError, match="the tripwire textenv/Arithmetic-v0 cannot be played: "):
+        new().learn(callback=TripwireTask("textenv/Arithmetic-v0"))
+    with pytest.raises(ValueError, match="has max_tokens=65, the model only a context of 64"):
+        new().learn(callback=TripwireTask(COPY, max_tokens=65))
+
+
+def test_a_tripwire_that_cannot_be_graded_is_refused_before_training(new):
+    @textenv.register(
+        "test/Ungraded-v0", reward=lambda prompt, completion, reference: 1 / 0, max_new_tokens=2, max_tokens=16
+    )
+    def ungraded_task(rng):
+        return "abcd"[rng.integers(4)], "a"
+
+    try:
+        with pytest.raises(ValueError, match="cannot tell: 4 of its episodes were ungraded"):
+            new().learn(callback=TripwireTask("test/Ungraded-v0", episodes=4, holdout=0))
+    finally:
+        del textenv.registry["test/Ungraded-v0"], gymnasium.registry["test/Ungraded-v0"]
+
+
+# --- On the command line ---
+
+QUICK = "--total-episodes 32 --prompts-per-step 4 --group-size 4 --eval-episodes 8 --learning-rate 1e-2 --run-dir run"
+WATCHED = f"--monitor exact --monitor format_tags --tripwire {COPY}"
+
+
+def test_flags_set_monitors_that_a_resumed_run_remembers(fresh_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "grpo", ONE_HOT, "--model", fresh_model(ONE_HOT), *QUICK.split(), *WATCHED.split()])
+    assert f"tripwire {COPY}: reward " in capsys.readouterr().out
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert described["monitors"] == [["monitor", "exact"], ["monitor", "format_tags"], ["tripwire", COPY]]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all({"monitor/exact", "monitor/format_tags"} <= line.keys() for line in lines)
+    started = []
+    monkeypatch.setattr(Together, "start", lambda self, training: started.append([m.name for m in self.monitors]))
+    main(["train", "--resume", "run"])
+    assert started == [["exact", "format_tags", COPY]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--monitor exakt", "no reward is named 'exakt'; did you mean 'exact'"),
+        ("--monitor soft_overlong", "reward 'soft_overlong': missing a required argument: 'max_tokens'"),
+        ("--tripwire textenv/Kopy-v0", "did you mean textenv/Copy-v0"),
+        ("--tripwire textenv/Arithmetic-v0", "the tripwire textenv/Arithmetic-v0 cannot be played: "),
+    ],
+)
+def test_a_bad_flag_gets_one_line_before_a_model_loads(fresh_model, monkeypatch, capsys, flags, wanted):
+    monkeypatch.setattr("agents.core.agent.load_policy", lambda *arguments: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit):
+        main(["train", "grpo", ONE_HOT, "--model", fresh_model(ONE_HOT), *flags.split()])
+    shown = capsys.readouterr().err
+    assert wanted in shown
+    assert len(shown.strip().splitlines()) == 1
