@@ -151,10 +151,16 @@ def as_reward(spec: Spec) -> Reward:
 
 for _name, _target in {
     "choice": "rewards.verifiers.choice:Choice",
+    "code": "rewards.verifiers.code:Code",
     "exact": "rewards.verifiers.exact:Exact",
     "format_tags": "rewards.verifiers.format_tags:FormatTags",
+    "ifeval": "rewards.verifiers.ifeval:IFEval",
+    "json": "rewards.verifiers.json_schema:JSON",
     "last_number": "rewards.verifiers.last_number:LastNumber",
+    "math": "rewards.verifiers.math:Math",
     "numeric": "rewards.verifiers.numeric:Numeric",
     "regex": "rewards.verifiers.regex:Regex",
+    "repetition": "rewards.verifiers.repetition:Repetition",
+    "soft_overlong": "rewards.verifiers.soft_overlong:SoftOverlong",
 }.items():
     register(_name, _target)

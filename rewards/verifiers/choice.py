@@ -7,6 +7,7 @@ from typing import Any
 
 from rewards.contract import Score
 from rewards.verifiers.base import Verifier, unreadable, verdict
+from rewards.verifiers.reasoning import without_reasoning
 
 # "wrong ", "not the right ", "I don't think that the best " before "answer is B"; ") is clearly not" and the like behind it
 _DENIED_BEFORE = r"""(?ix:
@@ -30,9 +31,9 @@ class Choice(Verifier):
     with it: ``B``, ``(B)``, ``B.``, ``B) Paris``. From there on it must not name another choice: a completion that
     does, or that chooses nothing, scores 0.0 with ``parts["readable"]`` 0.0. Naming a choice is a capital letter
     standing alone, but for the article in ``A dog`` and the pronoun in ``I think``; so ``B) Vitamin C`` names two.
-    Reasoning before the statement may name any. What is denied is not chosen: ``the wrong answer is B``, ``I don't think
-    the answer is B``, ``(B) is not right``. The reference is read by the same rule; if it chooses nothing the sample is
-    ungraded.
+    Reasoning before the statement may name any; that between ``<think>`` tags does not count, nor what follows an open
+    tag. What is denied is not chosen: ``the wrong answer is B``, ``I don't think the answer is B``, ``(B) is not right``.
+    The reference is read by the same rule; if it chooses nothing the sample is ungraded.
 
     Args:
         choices: the letters to choose from, as they are written (case counts).
@@ -63,7 +64,7 @@ class Choice(Verifier):
         wanted = self._read(str(reference))
         if wanted is None:
             return unreadable(reference, wanted=f"one of the choices {', '.join(self.choices)}")
-        answer = self._read(completion)
+        answer = self._read(without_reasoning(completion) or "")
         return verdict(answer == wanted, readable=float(answer is not None))
 
     def _read(self, text: str) -> str | None:

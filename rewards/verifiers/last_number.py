@@ -8,6 +8,7 @@ from typing import Any
 from rewards.contract import Score
 from rewards.verifiers.base import Verifier, unreadable, verdict
 from rewards.verifiers.number import read_number
+from rewards.verifiers.reasoning import without_reasoning
 
 # A run of digits with what may stand inside a number is taken whole: "1,2,3" and "12/3/2024" are no numbers, and must
 # not be cut into some. A hyphen behind a letter, a digit or a closing bracket subtracts or joins; elsewhere it is a
@@ -45,6 +46,8 @@ class LastNumber(Verifier):
     ``12/4``, a date with slashes), or is a part of a product, quotient, power or sum that was not worked out (``3 * 6``,
     ``2^18``, ``18 + x``, but not ``3 * 6 = 18``), there is no answer: 0.0, with ``parts["readable"]`` 0.0.
 
+    Reasoning between ``<think>`` tags does not count, and reasoning that never ends leaves no answer.
+
     The reference is a solution that ends in ``#### number``, or a text with exactly one number; any other leaves the
     sample ungraded.
 
@@ -64,7 +67,7 @@ class LastNumber(Verifier):
         wanted = read_number(candidates[0]) if len(candidates) == 1 else None
         if wanted is None:
             return unreadable(reference, wanted="one number, or a text that ends in '#### number'")
-        found = _candidates(completion)
+        found = _candidates(without_reasoning(completion) or "")
         answer = read_number(found[-1]) if found else None
         return verdict(answer == wanted, readable=float(answer is not None))
 
