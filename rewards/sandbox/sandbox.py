@@ -353,6 +353,8 @@ class _Process:
             self.stop(f"took longer than {self.limits.seconds:g} s", "time-out")
         except (EOFError, OSError):
             self.stop()
+        except Stopped:  # we have ended it already
+            raise
         except BaseException:  # Ctrl-C
             self.stopped = Stopped("interrupted")
             self.end()

@@ -255,10 +255,14 @@ def test_standard_error_is_kept_from_its_end(confined):
 
 def test_output_is_kept_up_to_a_limit_and_ended_at_another():
     with started("process", Limits(output_bytes=MIB)) as sandbox:
+        sandbox.describe()
+        server = server_of(sandbox)
         ran = sandbox.run("print('a' * (4 * 2**20))")
         assert (ran.outcome, ran.stdout) == ("ok", "a" * MIB)
         ran = sandbox.run("import os\nwhile True: os.write(1, b'a' * 2**16); os.write(2, b'b' * 2**16)")
         assert (ran.outcome, len(ran.stdout)) == ("output", MIB)
+        assert sandbox.run("print(1)").stdout == "1\n"
+        assert server_of(sandbox) == server  # the flood cost that script alone
 
 
 # Attacks. Each is followed by an honest program in the same sandbox.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards.verifiers.math import Math
 from textenv.datasets import DatasetTask
 from textenv.task import Problem, Transcript
 
@@ -14,7 +15,8 @@ class MATH(DatasetTask):
     """Competition mathematics (Hendrycks et al., 2021, arXiv:2103.03874). The answer is an expression in ``\\boxed``.
 
     The reference is the row's ``answer`` where it has one, else what the solution's last ``\\boxed`` holds.
-    ``info["solution"]`` holds the worked solution, which ``demonstrate`` shows.
+    ``info["solution"]`` holds the worked solution, which ``demonstrate`` shows. The reward is ``math``; units and percent
+    signs of the reference may be missing, as the benchmark's own grader has it.
 
     Args:
         data: the official folder ``MATH/train``, with a json file for each problem, or any data with the fields
@@ -37,7 +39,7 @@ class MATH(DatasetTask):
         '\\\\frac{x}{2}'
     """
 
-    reward = "math"
+    reward = Math(conventions=("unit", "percent"))
     licence = "MIT"
     max_new_tokens = 1024
     max_tokens = 4096
