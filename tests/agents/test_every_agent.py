@@ -532,7 +532,7 @@ def test_there_is_no_moment_at_which_a_kill_changes_how_a_run_ends(whole, proces
 def test_more_steps_on_a_finished_run_are_evaluated_anew(new, agent_class):
     agent = new(agent_class, total_episodes=16, eval_episodes=32)
     before = agent.learn().last_training.after
-    again = agent_class(COPY, agent.config, resume=True).learn(total_episodes=200)
+    again = agent_class(COPY, agent.config, resume=True).learn(total_episodes=400)
     assert again.last_training.after == again.evaluate()
     assert again.last_training.after != before
 
