@@ -711,7 +711,7 @@ def test_folders_are_removed_however_deep_and_locked(tmp_path):
 def test_an_interrupted_call_ends_the_program():
     with started("process") as sandbox, sandbox.load("import time\ndef f(): time.sleep(60)") as module:
         (program,) = descendants(server_of(sandbox))
-        interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        interrupt = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             module.call("f")
