@@ -14,10 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
-from queue import LifoQueue
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 MEMORY_BYTES = 4 * 2**30
@@ -65,27 +66,48 @@ class Workers:
     seconds: float = field(kw_only=True)
     workers: int = field(kw_only=True, default_factory=usable_cores)
 
+    def __post_init__(self) -> None:
+        if not (self.seconds > 0 and self.workers >= 1):
+            raise ValueError(f"workers need time and at least one of them, got {self.seconds=} and {self.workers=}")
+
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """The results in the order of ``items``; a :class:`Failure` where the function raised, was killed or died."""
+        """The results in the order of ``items``; a :class:`Failure` where there is none.
+
+        That is where the function raised, was killed or died, and where an item or its result cannot be written as JSON.
+        """
         pool = _pool(self.function, self.workers, os.getpid())
-        return list(pool.threads.map(lambda item: pool.ask(item, self.seconds), items))
+        results: list[Future[Any]] = [pool.submit(item, self.seconds) for item in items]
+        try:
+            return [result.result() for result in results]
+        finally:  # after Ctrl-C nobody waits for the rest
+            for result in results:
+                result.cancel()
 
 
 class _Pool:
-    """The processes for one function, and a thread for each to wait with."""
+    """The processes for one function, and a thread for each to wait with.
+
+    The threads are daemons, so that what hangs in a process does not keep this one from ending.
+    """
 
     def __init__(self, function: str, workers: int) -> None:
-        self.threads = ThreadPoolExecutor(workers, thread_name_prefix=function)
-        self.idle: LifoQueue[_Process] = LifoQueue()  # the last used is the warmest
+        self.questions: SimpleQueue[tuple[Any, float, Future[Any]]] = SimpleQueue()
         for _ in range(workers):
-            self.idle.put(_Process(function))
+            Thread(target=self._work, args=[_Process(function)], name=function, daemon=True).start()
 
-    def ask(self, item: Any, seconds: float) -> Any:
-        process = self.idle.get()
-        try:
-            return process.ask(item, seconds)
-        finally:
-            self.idle.put(process)
+    def submit(self, item: Any, seconds: float) -> Future[Any]:
+        result: Future[Any] = Future()
+        self.questions.put((item, seconds, result))
+        return result
+
+    def _work(self, process: _Process) -> None:
+        while True:
+            item, seconds, result = self.questions.get()
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(process.ask(item, seconds))
+                except Exception as error:  # noqa: BLE001 - it is for the one who waits
+                    result.set_exception(error)
 
 
 @cache
@@ -104,7 +126,10 @@ class _Process:
         atexit.register(self.kill)
 
     def ask(self, item: Any, seconds: float) -> Any:
-        message = json.dumps([item, seconds]).encode() + b"\n"
+        try:
+            message = json.dumps([item, seconds]).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            return Failure(f"an item for {self.function} cannot be written as JSON: {error}")
         if self.process is None:
             command = [sys.executable, "-c", _SERVE, json.dumps(sys.path), self.function]
             self.process = subprocess.Popen(
@@ -121,7 +146,11 @@ class _Process:
             self.kill()
         if isinstance(answer, Failure):
             return answer
-        result, error = json.loads(answer)
+        try:
+            result, error = json.loads(answer)
+        except ValueError:
+            self.kill()
+            return Failure(f"the worker of {self.function} answered with something else")
         return result if error is None else Failure(error)
 
     def _exchange(self, message: bytes, seconds: float) -> bytes | Failure:
@@ -175,13 +204,13 @@ def _serve(function: str) -> None:
     for line in questions:
         item, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends this process, also when nobody is left to kill it
-        answers.write(json.dumps(_try(work, item)).encode() + b"\n")
+        answers.write(_answer(work, item).encode() + b"\n")
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.flush()
 
 
-def _try(work: Any, item: Any) -> tuple[Any, str | None]:
+def _answer(work: Any, item: Any) -> str:
     try:
-        return work(item), None
+        return json.dumps([work(item), None])
     except Exception:  # noqa: BLE001 - whatever it was goes to the caller, as text
-        return None, traceback.format_exc()
+        return json.dumps([None, traceback.format_exc()])

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import os
 import pickle
@@ -39,6 +40,12 @@ def act(item):
     if item == "print":
         print("[1, null]", flush=True)
         os.write(1, b"[1, null]\n")
+    if item == "set":
+        return {1}
+    if item == "forge":
+        for fd in range(3, 10):
+            with contextlib.suppress(OSError):
+                os.write(fd, b"no JSON\n")
     if item == "pid":
         return os.getpid()
     if item == "stdin":
@@ -61,6 +68,58 @@ def test_a_bad_item_costs_itself_and_nothing_else(bad):
     assert results[0::2] == ["a", "b", "c"]
     assert all(isinstance(result, Failure) for result in results[1::2])
     assert results[1].timed_out == bad.startswith("hang")
+
+
+@pytest.mark.parametrize("bad", [{1}, 10**5000, object()], ids=["set", "long", "object"])
+def test_an_item_that_cannot_be_sent_costs_itself_and_nothing_else(bad):
+    before, failed, after = Workers(f"{HERE}:act", seconds=5, workers=1).map(["a", bad, "b"])
+    assert (before, after) == ("a", "b")
+    assert "cannot be written as JSON" in failed.why
+
+
+def test_a_result_that_cannot_be_sent_costs_itself_and_nothing_else():
+    before, failed, after = Workers(f"{HERE}:act", seconds=5, workers=1).map(["a", "set", "b"])
+    assert (before, after) == ("a", "b")
+    assert "set is not JSON serializable" in failed.why
+
+
+def test_what_a_function_writes_in_place_of_an_answer_is_a_failure():
+    before, failed, after = Workers(f"{HERE}:act", seconds=5, workers=1).map(["a", "forge", "b"])
+    assert (before, after) == ("a", "b")
+    assert "answered with something else" in failed.why
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"seconds": 1, "workers": 0}])
+def test_workers_without_time_or_number_are_refused(limits):
+    with pytest.raises(ValueError, match="workers need time and at least one of them"):
+        Workers("operator:neg", **limits)
+
+
+ENDINGS = {"at its end": "raise SystemExit(3)", "by Ctrl-C": "signal.raise_signal(signal.SIGINT)"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+def test_a_process_ends_at_once_whatever_its_workers_still_do(ending):
+    program = textwrap.dedent(f"""
+        import signal, threading, time
+        from rewards.workers import Workers
+        ask = Workers("time:sleep", seconds=30, workers=1).map
+        threading.Thread(target=ask, args=([20] * 50,), daemon=True).start()
+        time.sleep(0.5)
+        {ending}
+    """)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=15)
+    assert time.monotonic() - started < 15
+
+
+def test_ctrl_c_ends_the_waiting():
+    workers = Workers("time:sleep", seconds=30, workers=1)
+    interrupt = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        workers.map([2] * 50)
+    assert workers.map([0]) == [None]  # waits for the item that had begun, not for those behind it
 
 
 def test_a_failure_says_why():

@@ -234,6 +234,8 @@ def _last_sentence(text: str, last_number: bool) -> str | None:
             return answer
         if re.search(r"[0-9]", sentence):
             return None  # several numbers, none of them stated
+        if len(sentence.split()) <= 3 and not sentence.endswith((".", "!", ":")):
+            return None  # an answer in words below another one
     return None
 
 

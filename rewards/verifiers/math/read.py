@@ -201,7 +201,10 @@ class _Parser:
             if token.text == "^":
                 words.append("^" + self.argument_text())
             else:
-                words += [UNITS.get(w, w) for w in re.findall(r"[^\W\d_]+|[/%$^0-9]+", token.text.lower())]
+                found = re.findall(r"[^\W\d_]+|[/%$^0-9]+", token.text)
+                if any(word[0].isupper() and word.lower() not in UNITS for word in found):
+                    raise UnreadableError("a name, not a unit")
+                words += [UNITS.get(word, word) for word in map(str.lower, found)]
         if any(word in HEDGES for word in words) or (words and words[0] in ARITHMETIC):
             raise UnreadableError("prose, not a unit")
         return _unit_name(words)

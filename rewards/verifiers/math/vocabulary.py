@@ -50,10 +50,10 @@ ARITHMETIC = _words(
     """
     squared cubed doubled tripled halved times factorial half halves third thirds fourth fourths fifth fifths sixth sixths
     seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths tens hundreds
-    thousands millions billions
+    thousands millions billions true false yes no none zero one two three four five six seven eight nine ten eleven twelve
     """
 )
-"""Words behind a number that make it another one."""
+"""Words behind a number that make it another one, or are another answer."""
 ALIASES = {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "cosec": "csc", "arsinh": "arcsinh", "infty": "oo",
     "infinity": "oo", "inf": "oo", "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "lt": "<", "gt": ">",
