@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import string
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rewards.rows import read_rows, row_error
 from textenv.task import SPLITS, Finish, Problem, Task, Transcript, as_problem
-
-Rows = Iterator[tuple[int | str, Any]]
-"""Rows with their numbers, in a folder with their files; what each holds is checked later, in one place."""
 
 SAMPLE = "sample"
 """What ``data`` is for the few rows of its own that a task brings along."""
@@ -90,7 +83,8 @@ class DatasetTask(Task):
             read, or the name of a dataset on the hub: ``owner/name:config@split``, without ``:config`` if it has only
             one, and without ``@split`` for ``train``.
         prompt: name of the field with the prompt.
-        answer: name of the field with the reference answer; None in a subclass that reads the reference otherwise.
+        answer: name of the field with the reference answer: text, or whatever else the reward wants, such as a number, or
+            for ``code`` an object with tests. None in a subclass that reads the reference otherwise.
         eval_data: where the evaluation problems are, in the same form.
         template: the text of a prompt, a :class:`Template` over the fields of a row; default the prompt field alone.
         shots: how many worked examples come before each problem.
@@ -114,6 +108,8 @@ class DatasetTask(Task):
 
     licence = "the dataset's own"
     template: str | None = None
+    answer_types: tuple[type, ...] = (str, int, float, list, dict)
+    """What the answer field may hold; a subclass that reads text has ``(str,)``."""
     sample: str | None = None
     """The file in :data:`SAMPLES` that ``data="sample"`` stands for, in a task that has one."""
 
@@ -211,7 +207,9 @@ class DatasetTask(Task):
         if self.holdout == 0:
             return dict.fromkeys(SPLITS, problems)
         splits = (*SPLITS, EXAMPLES)
-        return {split: [problem for problem in problems if self.split_of(problem) == split] for split in splits}
+        sides = {split: [problem for problem in problems if self.split_of(problem) == split] for split in splits}
+        held_out = set(map(self.key, sides["eval"]))  # a subclass may part rows by more than their prompt
+        return {**sides, "train": [problem for problem in sides["train"] if self.key(problem) not in held_out]}
 
     def _worked(self, problem: Problem) -> str:
         shown = self.demonstrate(Transcript(problem, (), (), Finish.NONE))
@@ -235,7 +233,7 @@ class DatasetTask(Task):
                     self._keys[problem.prompt] = row[self.prompt] if own is None else own.fill(self.fields(row))
                     problems.append(problem)
             except ValueError as error:
-                raise _row_error(data, number, str(error)) from error
+                raise row_error(data, number, str(error)) from error
         if not problems:
             raise ValueError(f"{data} has no rows for {self}; a task needs at least one")
         return problems
@@ -250,9 +248,9 @@ class DatasetTask(Task):
         for field in fields:
             if field not in row:
                 raise ValueError(f"wanted the field {field!r}, the fields there are {', '.join(map(repr, row))}")
-            if not isinstance(row[field], str):
+            if not isinstance(row[field], self.answer_types if field == self.answer else str):
                 raise ValueError(f"the field {field!r} must hold text, got {row[field]!r}; write it as text")
-            if not row[field].strip():
+            if isinstance(row[field], str) and not row[field].strip():
                 raise ValueError(f"the field {field!r} is empty; fill it or take the row out")
 
 
@@ -260,123 +258,3 @@ class DatasetTask(Task):
 def _order(seed: int, split_number: int, epoch: int, n: int) -> np.ndarray:
     """The order of ``n`` rows in an epoch. Neighbouring indices share it, so the last few are kept."""
     return np.random.default_rng([seed, split_number, epoch]).permutation(n)
-
-
-def read_rows(data: str | Path) -> Rows:
-    """The rows of a file or of a dataset on the hub, numbered from 1; in a jsonl the numbers are those of the lines.
-
-    A folder is read file by file, in the order of their paths, which then stand in the place of numbers.
-
-    Raises:
-        FileNotFoundError, ImportError, ValueError: see :class:`DatasetTask`.
-    """
-    path = Path(data)
-    name = path.name.lower()
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix in _READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"no data file {path} (from {Path.cwd()}); give the path of one that exists")
-        return _READERS[suffix](path, _unzip(path) if name.endswith(".gz") else path.read_bytes())
-    if path.is_dir():
-        return _read_folder(path)
-    if isinstance(data, Path) or path.exists():
-        raise ValueError(f"data files end with {', '.join(_READERS)}, each with .gz or without, got {path}")
-    return _read_hub(data)
-
-
-def _row_error(data: str | Path, number: int | str, why: str) -> ValueError:
-    return ValueError(f"{data}, row {number}: {why}")
-
-
-def _unzip(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
-
-
-def _text(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text: {error}") from error
-
-
-def _read_jsonl(path: Path, content: bytes) -> Rows:
-    # Only newlines part rows: str.splitlines would also cut at separators that JSON allows inside a text.
-    for number, line in enumerate(_text(path, content).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _row_error(path, number, f"not JSON: {error}") from error
-
-
-def _read_json(path: Path, content: bytes) -> Rows:
-    try:
-        rows = json.loads(_text(path, content))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    yield from enumerate(rows if isinstance(rows, list) else [rows], start=1)
-
-
-def _read_folder(folder: Path) -> Rows:
-    paths = sorted(folder.rglob("*.json"))
-    if not paths:
-        raise ValueError(f"the folder {folder} has no .json file in it; give one that has, or a data file")
-    for path in paths:
-        for number, row in _read_json(path, path.read_bytes()):
-            yield f"{path.relative_to(folder)}:{number}", row
-
-
-def _read_csv(path: Path, content: bytes) -> Rows:
-    reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
-    number = 0
-    try:
-        fields = next(reader, [])
-        for number, cells in enumerate((cells for cells in reader if cells), start=1):
-            if len(cells) != len(fields):
-                raise _row_error(path, number, f"wanted {len(fields)} cells as in the header, got {len(cells)}")
-            yield number, dict(zip(fields, cells, strict=True))
-    except csv.Error as error:
-        raise _row_error(path, number + 1, f"not csv: {error}") from error
-
-
-def _read_parquet(path: Path, content: bytes) -> Rows:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f'{path} needs pyarrow: pip install "textenv[parquet]"') from error
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a parquet file that can be read: {error}") from error
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-_READERS: dict[str, Callable[[Path, bytes], Rows]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".json": _read_json,
-}
-
-
-_OFFLINE = '; without the hub give a file as data, or "sample" for a task that brings rows of its own along'
-
-
-def _read_hub(data: str) -> Rows:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f'{data!r} is no data file; to look for it on the hub install datasets: pip install "textenv[hub]"{_OFFLINE}'
-        ) from error
-    where, _, split = data.partition("@")
-    name, _, config = where.partition(":")
-    try:
-        dataset = datasets.load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the hub's dataset {data!r} cannot be loaded: {error}{_OFFLINE}") from error
-    yield from enumerate(dataset, start=1)

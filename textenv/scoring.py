@@ -18,8 +18,8 @@ from rich.table import Table
 
 import rewards
 from rewards import Reward, Sample, Score, score_samples
+from rewards.rows import read_rows
 from textenv.commands import parse_options
-from textenv.datasets import read_rows
 from textenv.episodes import Source
 
 REASONS = 3
@@ -48,9 +48,9 @@ def score(
         out: write each row here as a JSON line, with its score.
     """
     maker = make_reward(reward, parse_options(options))
-    if out is not None and (out.resolve() == file.resolve() or not out.parent.is_dir()):
-        raise ValueError(f"--out must be another file than the one that is read, in a folder that exists, got {out}")
     rows, samples = read_samples(file)
+    if out is not None and (out.is_dir() or not out.parent.is_dir() or (out.exists() and out.samefile(file))):
+        raise ValueError(f"--out must be another file than the one that is read, in a folder that exists, got {out}")
     started = time.perf_counter()
     scores = score_samples(maker, samples)
     seconds = time.perf_counter() - started
@@ -70,8 +70,8 @@ def make_reward(name: str, options: Mapping[str, Any]) -> Reward:
     """
     try:
         return rewards.make(name, **options)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    except (TypeError, AttributeError) as error:  # an option of another type: some rewards meet it by using it
+        raise ValueError(f"reward {name!r} cannot be made with the options {dict(options)}: {error}") from error
 
 
 def read_samples(file: Path) -> tuple[list[dict[str, Any]], list[Sample]]:
@@ -79,7 +79,7 @@ def read_samples(file: Path) -> tuple[list[dict[str, Any]], list[Sample]]:
 
     Raises:
         ValueError: a row that holds no sample; the message names the file and the row. No rows at all.
-        FileNotFoundError, ImportError: see :func:`textenv.datasets.read_rows`.
+        FileNotFoundError, ImportError: see :func:`rewards.rows.read_rows`.
     """
     rows, samples = [], []
     for number, row in read_rows(file):

@@ -56,7 +56,7 @@ class Monitor(ABC):
 class RewardMonitor(Monitor):
     """Scores what each step sampled with another reward than the one that is trained on: ``monitor/NAME``, its mean.
 
-    Ungraded episodes are left out of the mean.
+    Ungraded episodes are left out of the mean; the first step in which all of them are is told in a line.
 
     Args:
         reward: a registered name, a reward or a function ``(prompt, completion, reference)``.
@@ -73,9 +73,15 @@ class RewardMonitor(Monitor):
         self.reward = as_reward(reward)
         self.name = self.reward.name
         self.flag = ("monitor", reward) if isinstance(reward, str) else None
+        self._warned = False
 
     def measure(self, training: Training, batch: Trajectories) -> dict[str, float]:
-        values = [score.value for score in score_samples(self.reward, batch.samples()) if score.value is not None]
+        scores = score_samples(self.reward, batch.samples())
+        values = [score.value for score in scores if score.value is not None]
+        if not values and scores and not self._warned:
+            self._warned = True
+            why = (scores[0].error or "").strip().rpartition("\n")[2]
+            print(f"monitor {self.name}: it could grade no episode of step {training.step}: {why}", flush=True)
         return {f"monitor/{self.name}": fmean(values) if values else float("nan")}
 
 

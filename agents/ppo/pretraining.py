@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.core.learner import Beside, Scored
 from agents.core.losses import Denominators, aggregate, count_denominators
 from agents.core.trajectories import Trajectories
-from textenv.datasets import read_rows
+from rewards.rows import read_rows
 from textenv.episodes import Source
 from textenv.task import Finish
 from textenv.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ def read_texts(file: str, tokenizer: Tokenizer, max_tokens: int) -> Texts:
     """The field "text" of every row of a data file as token ids, each text ended, and cut to ``max_tokens``.
 
     Args:
-        file: see :func:`textenv.datasets.read_rows`.
+        file: see :func:`rewards.rows.read_rows`.
         tokenizer: the policy's.
         max_tokens: at least 2.
 

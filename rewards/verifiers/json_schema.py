@@ -6,11 +6,12 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators  # type: ignore[import-untyped]
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -151,11 +152,26 @@ def _read_schema(schema: Any) -> str:
     return text
 
 
+def _multiple_of(validator: Any, factor: float, number: Any, schema: Any) -> Iterator[ValidationError]:
+    """As written: 19.99 is a multiple of 0.01, though its nearest double is not."""
+    if validator.is_type(number, "number") and Fraction(str(number)) % Fraction(str(factor)):
+        yield ValidationError(f"{number!r} is not a multiple of {factor}")
+
+
+def _pattern(validator: Any, pattern: str, text: Any, schema: Any) -> Iterator[ValidationError]:
+    """``$`` is the end of the text, as in ECMA-262; in Python it is also before a last newline."""
+    if validator.is_type(text, "string") and not re.search(re.sub(r"(?<!\\)\$$", r"\\Z", pattern), text):
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
+
+
+_Validator = validators.extend(Draft202012Validator, {"multipleOf": _multiple_of, "pattern": _pattern})
+
+
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Draft202012Validator:
     value = parse_json(schema)
     Draft202012Validator.check_schema(value)
-    return Draft202012Validator(value, registry=Registry())  # a registry of its own, for the default one fetches
+    return _Validator(value, registry=Registry())  # a registry of its own, for the default one fetches
 
 
 def find_violation(item: tuple[str, str]) -> str | None:

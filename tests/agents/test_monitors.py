@@ -108,9 +108,11 @@ def test_what_a_problem_carries_reaches_the_monitor(new):
     assert {sample.info["level"] for sample in seen} == {"easy"}
 
 
-def test_where_nothing_can_be_graded_the_monitor_is_null_and_training_goes_on(new):
+def test_where_nothing_can_be_graded_the_monitor_is_null_and_says_so_once(new, capsys):
     lines = metrics_of(new().learn(callback=RewardMonitor(lambda prompt, completion, reference: 1 / 0)))
     assert {line["monitor/<lambda>"] for line in lines} == {None}
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("monitor <lambda>")]
+    assert told == ["monitor <lambda>: it could grade no episode of step 1: ZeroDivisionError: division by zero"]
 
 
 def test_a_tripwire_tells_when_the_reward_leaves_the_interval_of_the_start(new, monkeypatch, capsys):

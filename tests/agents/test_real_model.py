@@ -18,9 +18,9 @@ from agents.core.rollout import Rollout
 from agents.grpo import GRPO, GRPOConfig
 from benchmarks.small_qwen import make_small_qwen
 from rewards import Sample
+from rewards.rows import read_rows
 from textenv import Finish, make_task
 from textenv.cli import main
-from textenv.datasets import read_rows
 from textenv.episodes import Episodes
 from textenv.tasks.gsm8k import INSTRUCTION, WordProblems
 from textenv.tasks.try_again import FEEDBACK

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from benchmarks import small_qwen
-from textenv.datasets import read_rows
+from rewards.rows import read_rows
 from textenv.tasks.gsm8k import WordProblems
 
 SMALL = {"vocab_size": 300, "hidden_size": 64, "layers": 1}

@@ -107,6 +107,8 @@ def test_every_task_with_worked_answers_takes_shots(build):
         (r"\fbox{3}", "3"),
         (r"\boxed 5$", "5"),
         (r"\boxed {5}", "5"),
+        (r"\boxed 12$.", "12"),
+        (r"\boxed\frac12", None),
         ("no box", None),
         (r"\boxed{never closed", None),
         (r"\boxed", None),

@@ -38,6 +38,7 @@ class GSM8K(DatasetTask):
     """
 
     reward = "last_number"
+    answer_types = (str,)
     licence = "MIT"
     max_new_tokens = 256
     max_tokens = 1024

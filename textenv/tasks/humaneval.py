@@ -33,6 +33,7 @@ class HumanEval(DatasetTask):
     """
 
     reward = "code"
+    answer_types = (str,)
     licence = "MIT"
     max_new_tokens = 512
     max_tokens = 2048

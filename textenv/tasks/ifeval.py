@@ -52,6 +52,8 @@ class IFEval(DatasetTask):
                 "the fields 'instruction_id_list' and 'kwargs' must hold lists of one length, "
                 f"got {str(ids)[:60]} and {str(arguments)[:60]}"
             )
+        if not all(isinstance(each, Mapping | None) for each in arguments):
+            raise ValueError(f"the field 'kwargs' must hold an object for each instruction, got {str(arguments)[:60]}")
         # In a table every row has all arguments of all instructions, null where they are not its own.
         given = [{name: value for name, value in (each or {}).items() if value is not None} for each in arguments]
         return Problem(self.read_prompt(row), {"instruction_id_list": ids, "kwargs": given})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class MATH(DatasetTask):
     """
 
     reward = Math(conventions=("unit", "percent"))
+    answer_types = (str,)
     licence = "MIT"
     max_new_tokens = 1024
     max_tokens = 4096
@@ -92,7 +94,7 @@ def _field(row: Mapping[str, Any], field: str) -> Any:
 
 
 def last_boxed(text: str) -> str | None:
-    """What the last ``\\boxed{…}`` or ``\\fbox{…}`` with balanced braces holds, or the sign behind ``\\boxed ``.
+    """What the last ``\\boxed{…}`` or ``\\fbox{…}`` with balanced braces holds, or the word behind ``\\boxed ``.
 
     Example:
         >>> last_boxed(r"so $\\boxed{1}$, or rather $\\boxed{\\frac{1}{2}}$"), last_boxed(r"$\\boxed 5$"), last_boxed("5")
@@ -103,7 +105,8 @@ def last_boxed(text: str) -> str | None:
         return None
     held = text[at:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip()
     if not held.startswith("{"):
-        return held[:1] or None
+        word = re.match(r"[^\s$\\.,]+", held)
+        return word and word[0]
     depth = 0
     for i, character in enumerate(held):
         # An escaped brace is part of the answer, not of its frame.

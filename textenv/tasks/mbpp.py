@@ -37,6 +37,7 @@ class MBPP(DatasetTask):
     """
 
     reward = "code"
+    answer_types = (str,)
     licence = "CC-BY-4.0"
     max_new_tokens = 512
     max_tokens = 2048

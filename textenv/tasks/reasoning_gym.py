@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -273,6 +274,8 @@ def _make(name: str, config: dict[str, Any], level: int | None, seed: int) -> An
 def _entry(spec: str, seed: int) -> tuple[Any, dict[str, Any]]:
     """A dataset of one item, and the item. The answers of a group ask for the same one."""
     name, config, level = json.loads(spec)
+    random.seed(seed)  # some datasets draw from the global generators too
+    np.random.seed(seed)
     dataset = _make(name, config, level, seed)
     return dataset, dataset[0]
 
@@ -324,13 +327,39 @@ _FUNCTIONS = (
 def is_expression(text: str) -> bool:
     """Whether a text holds numbers, one-letter names, common functions, operators and parentheses, and nothing else.
 
+    It is one that can be worked out: of no more than :data:`DIGITS` digits.
+
     Example:
         >>> [is_expression(text) for text in ("3*x**2 + sin(x)/2 + C", "x.subs", "exec(x)", "'a'", "lambda: 0")]
         [True, False, False, False, False]
     """
     if re.fullmatch(r"[A-Za-z0-9+\-*/^()., \n]*", text) is None or re.search(r"\.[ \n]*[A-Za-z]", text):
         return False
-    return all(len(name) == 1 or name in _FUNCTIONS for name in re.findall(r"[A-Za-z]+", text))
+    if not all(len(name) == 1 or name in _FUNCTIONS for name in re.findall(r"[A-Za-z]+", text)):
+        return False
+    try:
+        return _digits(ast.parse(text.strip().replace("^", "**"), mode="eval").body) <= DIGITS
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+DIGITS = 10_000
+
+
+def _digits(node: ast.AST) -> float:
+    """How many digits the value of an expression has, roughly and at most; a name counts as one."""
+    match node:
+        case ast.BinOp(left=base, op=ast.Pow(), right=exponent):
+            return _digits(base) * 10 ** min(_digits(exponent), 9)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _digits(left) + _digits(right)
+        case ast.BinOp(left=left, right=right):
+            return max(_digits(left), _digits(right)) + 1
+        case ast.Call(args=arguments):
+            return sum(map(_digits, arguments)) + 1
+        case ast.UnaryOp(operand=operand):
+            return _digits(operand)
+    return len(str(node.value)) if isinstance(node, ast.Constant) else 1
 
 
 @lru_cache(maxsize=1)

@@ -205,3 +205,15 @@ def test_a_schema_that_grows_without_bound_is_stopped(monkeypatch, grade):
     monkeypatch.setattr(json_schema, "SECONDS", 0.5)
     doubling = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {}}
     assert "took longer" in grade(JSON({"$defs": doubling, "$ref": "#/$defs/d0"}), "1").error
+
+
+@pytest.mark.parametrize(("factor", "right", "wrong"), [(0.01, "19.99", "19.995"), (0.1, "0.3", "0.35"), (3, "9", "10")])
+def test_multiples_are_those_of_the_numbers_as_written(factor, right, wrong, grade):
+    verifier = JSON({"multipleOf": factor})
+    assert [grade(verifier, text).value for text in (right, wrong, '"text"')] == [1.0, 0.0, 1.0]
+
+
+def test_a_dollar_is_the_end_of_the_text(grade):
+    verifier = JSON({"pattern": "^[a-z]+$"})
+    assert [grade(verifier, text).value for text in ('"abc"', r'"abc\n"', '"abc1"', "5")] == [1.0, 0.0, 0.0, 1.0]
+    assert grade(JSON({"pattern": r"^5\$"}), '"5$ more"').value == 1.0
