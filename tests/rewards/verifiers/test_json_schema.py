@@ -207,7 +207,9 @@ def test_a_schema_that_grows_without_bound_is_stopped(monkeypatch, grade):
     assert "took longer" in grade(JSON({"$defs": doubling, "$ref": "#/$defs/d0"}), "1").error
 
 
-@pytest.mark.parametrize(("factor", "right", "wrong"), [(0.01, "19.99", "19.995"), (0.1, "0.3", "0.35"), (3, "9", "10")])
+@pytest.mark.parametrize(
+    ("factor", "right", "wrong"), [(0.01, "19.99", "19.995"), (0.1, "0.3", "0.35"), (3, "9", "10")]
+)
 def test_multiples_are_those_of_the_numbers_as_written(factor, right, wrong, grade):
     verifier = JSON({"multipleOf": factor})
     assert [grade(verifier, text).value for text in (right, wrong, '"text"')] == [1.0, 0.0, 1.0]
