@@ -147,11 +147,11 @@ class _Process:
         if isinstance(answer, Failure):
             return answer
         try:
-            result, error = json.loads(answer)
+            result, why = json.loads(answer)
         except ValueError:
             self.kill()
             return Failure(f"the worker of {self.function} answered with something else")
-        return result if error is None else Failure(error)
+        return result if why is None else Failure(why)
 
     def _exchange(self, message: bytes, seconds: float) -> bytes | Failure:
         assert self.process is not None

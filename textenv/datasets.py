@@ -208,8 +208,8 @@ class DatasetTask(Task):
             return dict.fromkeys(SPLITS, problems)
         splits = (*SPLITS, EXAMPLES)
         sides = {split: [problem for problem in problems if self.split_of(problem) == split] for split in splits}
-        held_out = set(map(self.key, sides["eval"]))  # a subclass may part rows by more than their prompt
-        return {**sides, "train": [problem for problem in sides["train"] if self.key(problem) not in held_out]}
+        keys = set(map(self.key, sides["eval"]))  # a subclass may part rows by more than their prompt
+        return {**sides, "train": [problem for problem in sides["train"] if self.key(problem) not in keys]}
 
     def _worked(self, problem: Problem) -> str:
         shown = self.demonstrate(Transcript(problem, (), (), Finish.NONE))

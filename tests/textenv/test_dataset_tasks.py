@@ -235,6 +235,13 @@ def test_mbpp_shows_the_few_shot_rows_and_loses_none_of_the_others(tmp_path):
     assert "assert f1() == 1\ndef f1():\n  return 1\n\nYou are" in task.preview("eval")[0].prompt
 
 
+def test_mbpp_trains_on_no_row_that_is_asked_again_in_its_test_part(tmp_path):
+    asked = mbpp_row(11)
+    task = MBPP(write(tmp_path, asked, {**asked, "task_id": 601}, mbpp_row(602)))
+    assert [problem.info["task_id"] for problem in task.preview("train")] == [602]
+    assert [problem.info["task_id"] for problem in task.preview("eval")] == [11]
+
+
 def test_mbpp_hands_the_verifier_asserts_and_their_setup(tmp_path):
     task = MBPP(write(tmp_path, mbpp_row(11, test_setup_code="import math"), mbpp_row(12)))
     references = [problem.reference for problem in task.preview("eval")]
