@@ -575,6 +575,13 @@ HOSTILE: dict[str, dict[str, str]] = {
             "class Counter:\n    def keys(self): return [Counter()]\n    def __getitem__(self, key): return Counter()\n"
             + _MODULE.format("Counter()"),
         ),
+        "module that is a number": _with("return 2", "import sys\nsys.modules['solution'] = 5"),
+        "builtins that are numbers": _with(
+            "return Mine(2)",
+            "import sys, types\nclass Mine(int): pass\n"
+            "fake = types.ModuleType('builtins')\nfake.int = 5\nsys.modules['builtins'] = fake",
+        ),
+        "counters as keys": "class Counter:\n    def keys(self): return []\nspan = {Counter(): 1}",
         "audit hook": _with("return 0", "import os, sys\nsys.addaudithook(lambda *a: os._exit(0))"),
     },
     "looks for the tests": {

@@ -16,8 +16,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from rewards.sandbox import backends, wire
@@ -163,10 +163,12 @@ class Sandbox:
         """
         return Module(self._process(), source)
 
-    def run(self, source: str, stdin: str = "") -> Ran:
-        """Run ``source`` as a script, from start to end."""
+    def run(self, source: str, stdin: str = "", output_bytes: int = 0) -> Ran:
+        """Run ``source`` as a script, from start to end. At least ``output_bytes`` of its output are kept."""
         frame = wire.pack({"source": source})
-        with tempfile.TemporaryFile() as given, _Output(self.limits) as output:
+        kept = max(output_bytes, self.limits.output_bytes)
+        limits = replace(self.limits, output_bytes=kept, output_kill_bytes=max(2 * kept, self.limits.output_kill_bytes))
+        with tempfile.TemporaryFile() as given, _Output(limits) as output:
             given.write(stdin.encode("utf-8", "surrogatepass"))
             given.seek(0)
             try:
@@ -408,6 +410,8 @@ class Module:
 
     Attributes:
         names: its top-level names: ``"function"``, ``"class"`` or ``"value"``.
+        object_of: what comes in place of a handle, wherever one would come; by default the handle itself.
+        handle_of: the handle for an argument of no builtin type. Raises ``wire.Malformed`` if there is none.
     """
 
     def __init__(self, process: _Process, source: str) -> None:
@@ -415,6 +419,8 @@ class Module:
         self._open = True
         self._asked = 0
         self.names: Mapping[str, str] = {}
+        self.object_of: Callable[[Handle], Any] = lambda handle: handle
+        self.handle_of: Callable[[Any], Handle] = _handle
         try:
             answer = self._ask({"do": "load", "source": source})
             with self._process.counting():
@@ -423,7 +429,7 @@ class Module:
             self.close()
             raise
 
-    def call(self, target: str | Handle, *args: Any, **kwargs: Any) -> Any:
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the program returns: a value of builtin types, or a :class:`Handle`.
 
         Lists, dicts and sets among the arguments that the function changes in place are changed for the caller.
@@ -436,20 +442,20 @@ class Module:
             Stopped: the process ended, broke a limit, or sent what it must not.
             wire.Malformed: an argument that cannot cross.
         """
-        name = target.number if isinstance(target, Handle) else target
-        sent = wire.encode((args, kwargs), _outside)
+        name = target if isinstance(target, str) else self.handle_of(target).number
+        sent = wire.encode((args, kwargs), self._outside)
         answer = self._ask({"do": "call", "target": name, "args": sent})
         with self._process.counting():
-            value = wire.decode(answer.get("value"), Handle)
+            value = wire.decode(answer.get("value"), self._inside)
             if "args" in answer:
-                _copy_back((args, kwargs), wire.decode(answer["args"], Handle))
+                _copy_back((args, kwargs), wire.decode(answer["args"], self._inside))
         return value
 
-    def get(self, handle: Handle, name: str) -> Any:
+    def get(self, target: Any, name: str) -> Any:
         """An attribute of an object inside; a method comes as a handle, to :meth:`call`."""
-        answer = self._ask({"do": "get", "target": handle.number, "name": name})
+        answer = self._ask({"do": "get", "target": self.handle_of(target).number, "name": name})
         with self._process.counting():
-            return wire.decode(answer.get("value"), Handle)
+            return wire.decode(answer.get("value"), self._inside)
 
     def close(self) -> None:
         if self._open and self._process.stopped is None:
@@ -478,10 +484,17 @@ class Module:
             name, text = _raised(answer)
         raise RemoteError(name, text)
 
+    def _inside(self, number: int, type_name: str) -> Any:
+        return self.object_of(Handle(number, type_name))
 
-def _outside(value: Any) -> Any:
+    def _outside(self, value: Any) -> Any:
+        handle = self.handle_of(value)
+        return {"handle": [handle.number, handle.type_name]}
+
+
+def _handle(value: Any) -> Handle:
     if isinstance(value, Handle):
-        return {"handle": [value.number, value.type_name]}
+        return value
     raise wire.Malformed(f"an argument of type {type(value).__name__} cannot cross; builtin values and handles can")
 
 

@@ -103,6 +103,22 @@ def test_a_script_that_ends_with_an_error_fails_whatever_it_printed():
     assert "ZeroDivisionError" in score.info["why"]
 
 
+def test_a_long_output_can_be_right_and_a_wrong_one_is_shown_where_it_differs(code):
+    lines = {"inputs": [""], "outputs": ["\n".join(map(str, range(200_000)))]}
+    program = "for i in range(200_000): print(i, end=' \\r\\n')"
+    assert grade(code, program, lines).value == 1.0
+    assert grade(code, program.replace("(i,", "(i if i < 199_999 else 'x',"), lines).value == 0.0
+    assert grade(code, "print(1)", lines).info["why"] == "input 1: line 1: printed '1', wanted '0'"
+    assert grade(code, "print(0)", lines).info["why"] == "input 1: line 2: printed '', wanted '1'"
+
+
+def test_pairs_that_no_time_is_left_for_are_a_time_out():
+    slow = {"inputs": [""] * 9, "outputs": ["1"] * 9}
+    score = grade(Code(seconds=0.5, workers=2), "import time\ntime.sleep(0.2)\nprint(1)", slow)
+    assert (score.value, score.info["outcome"]) == (0.0, "time-out")
+    assert 0 < score.parts["passed"] < 1
+
+
 @pytest.mark.parametrize(
     "reference",
     [
@@ -139,6 +155,11 @@ def test_any_other_reference_is_ungraded(reference, code):
         ("````python\nx = '''\n```\n'''\n````", "x = '''\n```\n'''\n"),
         ("<think>```python\nx = 1\n```</think>\n```python\nx = 2\n```", "x = 2\n"),
         ("<think>```python\nx = 1\n```", None),
+        ("x = 1<|im_end|>\n", "x = 1"),
+        ("```python\nx = 1\n```</s>", "x = 1\n"),
+        ("```python\nx = '''\n```\n'''\n```\nThat's it.", "x = '''\n```\n'''\n"),
+        ("```python\nx = '''\n```\nNo:\n```python\nx = 2\n```", "x = 2\n"),
+        ("```python\nx = \"'''\"\n```\nSo x = '''.", "x = \"'''\"\n"),
         ("The answer is 5.", None),
         ("```python\nx = = 1\n```", None),
         ("x = '\0'", None),
@@ -150,6 +171,49 @@ def test_any_other_reference_is_ungraded(reference, code):
 )
 def test_what_the_program_is(completion, program):
     assert find_program(completion) == program
+
+
+F, WRONG_F, USAGE = "def f(x):\n    return x\n", "def f(x):\n    return 0\n", "print(f(1))\n"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "program"),
+    [
+        ([("python", F), ("python", USAGE)], F),
+        ([("python", WRONG_F), ("python", F), ("python", USAGE), ("", "1\n")], F),
+        ([("", F), ("python", USAGE)], F),
+        ([("python", F), ("", WRONG_F)], F),
+        ([("python", "f = abs\n"), ("python", "f == 1\n"), ("python", USAGE)], "f = abs\n"),
+        ([("python", "class f: pass\n"), ("python", "def f2(): pass\n")], "class f: pass\n"),
+        ([("python", "x = 1\n"), ("python", USAGE), ("bash", "ls\n")], USAGE),
+    ],
+)
+def test_the_program_is_the_last_block_that_defines_what_is_asked_for(blocks, program, code):
+    text = "\n".join(f"So:\n```{language}\n{block}```" for language, block in blocks)
+    assert find_program(text, names={"g", "f"}) == program
+    if program == F:
+        check = {"prompt": "def f(x):\n", "test": "def check(f):\n    assert f(1) == 1", "entry_point": "f"}
+        assert [grade(code, text, task).value for task in (check, {"tests": ["assert f(1) == 1"]})] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("margin", ["\t", " ", "  ", "   ", "        "])
+@pytest.mark.parametrize("opening", ["def f(x):\n", "def f(x):\n{}'''Twice x.'''\n", "def f(x):\n{}if x:\n"])
+def test_prompts_and_bodies_may_have_any_indentation(opening, margin, code):
+    prompt = opening.format(margin)
+    reference = {"prompt": prompt, "test": "def check(f):\n    assert f(2) == 4", "entry_point": "f"}
+    deeper = margin * (1 + prompt.count("if"))
+    assert grade(code, f"{deeper}x += x\n{deeper}return x", reference).value == 1.0
+    assert grade(code, "def f(x): return x + x", reference).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "body", ["\tx += x\n\treturn x", "x += x\n    return x", "x += x\nreturn x", " x += x\n return x"]
+)
+def test_a_body_may_be_indented_otherwise_than_its_prompt(body, code):
+    prompt = "def f(x):\n    '''Twice x.'''\n"
+    reference = {"prompt": prompt, "test": "def check(f):\n    assert f(2) == 4", "entry_point": "f"}
+    for text in (body, f"```python\n{body}\n```", body + "<|endoftext|>"):
+        assert grade(code, text, reference).value == 1.0
 
 
 def test_no_program_scores_low_and_is_told_from_a_wrong_one(code):
@@ -296,6 +360,154 @@ def test_objects_of_the_program_can_be_used_but_not_compared(outcome):
         assert outcome(program, f"assert {lie}", setup=setup) == FAILED, lie
 
 
+LIES = """
+    class Any:
+        def __getattr__(self, name): return lambda *a, **k: True
+        def __iter__(self): return iter(())
+    class Array:
+        __array_interface__ = {"shape": (10**9,), "typestr": "<f8", "data": (4096, True), "version": 3}
+    def f(): return Any()
+    def array(): return Array()
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "f().startswith('a')",
+        "f().isdigit()",
+        "f().issubset({1})",
+        "f().is_integer()",
+        "f().__eq__(5)",
+        "f().__lt__(5)",
+        "f().__ge__(5)",
+        "f().__contains__(5)",
+        "f() >= 5",
+        "f() == 5",
+        "f() == 'a'",
+        "f() == [1]",
+    ],
+)
+def test_no_object_of_the_program_answers_a_comparison(test, outcome):
+    assert outcome(LIES, f"assert {test}") == FAILED
+
+
+@pytest.mark.parametrize(
+    "test", ["np.allclose(array(), [1, 2, 3])", "np.asarray(array())[9] == 1", "np.allclose(f(), 1)"]
+)
+def test_numpy_reads_no_memory_where_a_program_says(test, outcome):
+    assert outcome(LIES, f"assert {test}", setup="import numpy as np") == FAILED
+
+
+VALUES = """
+    import datetime, decimal, enum, fractions
+    from collections import OrderedDict, deque, namedtuple
+    Point = namedtuple("Point", "x y")
+    class Level(enum.IntEnum): LOW = 1
+    class Name(str, enum.Enum): A = "a"
+    class Texts(list): pass
+    class Table(dict): pass
+    class Members(set): pass
+    class Half(float): pass
+    def value(text): return eval(text)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "ours"),
+    [
+        ("Point(1, 2)", "(1, 2)"),
+        ("[Point(1, Level.LOW)]", "[(1, 1)]"),
+        ("Level.LOW", "1"),
+        ("Level.LOW", "1.0"),
+        ("Level.LOW", "True"),
+        ("Name.A", "'a'"),
+        ("Texts('ab')", "['a', 'b']"),
+        ("Table(a=1)", "{'a': 1}"),
+        ("Members('ab')", "{'a', 'b'}"),
+        ("Members('ab')", "frozenset('ab')"),
+        ("Half(0.5)", "0.5"),
+        ("decimal.Decimal('1.10')", "decimal.Decimal('1.1')"),
+        ("decimal.Decimal('2')", "2"),
+        ("fractions.Fraction(2, 4)", "fractions.Fraction(1, 2)"),
+        ("fractions.Fraction(2, 4)", "0.5"),
+        ("fractions.Fraction(4, 2)", "2"),
+        ("datetime.date(2024, 2, 29)", "datetime.date(2024, 2, 29)"),
+        ("datetime.datetime(2024, 2, 29, 12)", "datetime.datetime(2024, 2, 29, 12)"),
+    ],
+)
+def test_objects_of_builtin_kinds_equal_their_values(value, ours, outcome):
+    setup = "import datetime, decimal, fractions"
+    tests = f"assert value({value!r}) == {ours} == value({value!r})", f"assert not value({value!r}) != {ours}"
+    assert outcome(VALUES, *tests, setup=setup) == PASSED
+
+
+@pytest.mark.parametrize(
+    ("value", "ours"),
+    [
+        ("Point(1, 2)", "(1, 3)"),
+        ("Point(1, 2)", "[1, 2]"),
+        ("deque([1, 2])", "[1, 2]"),
+        ("range(2)", "[0, 1]"),
+        ("{'a': 1}.values()", "[1]"),
+        ("Level.LOW", "2"),
+        ("Level.LOW", "'1'"),
+        ("Texts('ab')", "('a', 'b')"),
+        ("decimal.Decimal('1.1')", "1.1"),
+        ("fractions.Fraction(1, 3)", "0.3333"),
+        ("datetime.datetime(2024, 2, 29)", "datetime.date(2024, 2, 29)"),
+        ("iter([1])", "[1]"),
+        ("value", "None"),
+        ("Texts(range(3 * 10**6))", "[]"),
+    ],
+)
+def test_and_nothing_that_python_would_not_call_equal(value, ours, outcome):
+    assert outcome(VALUES, f"assert value({value!r}) == {ours}", setup="import datetime") == FAILED
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "1/0", "x", "1/2/3", "9" * 5_000, "9" * 10**5, "\\ud800"])
+def test_an_object_whose_text_is_no_number_equals_none(text, outcome):
+    program = f"""
+        class Fraction:
+            def __str__(self): return "{text}"
+        class Decimal(Fraction): pass
+        def f(): return Fraction()
+        def g(): return Decimal()
+    """
+    assert outcome(program, "assert f() == 0.5") == outcome(program, "assert g() == 0.5") == FAILED
+
+
+def test_a_program_does_not_learn_what_its_object_is_compared_with(outcome):
+    program = """
+        seen = []
+        class Spy(list):
+            def __eq__(self, other): seen.append(str(other)); return True
+            def __iter__(self): seen.append("iter"); return iter([1])
+        spy = Spy([1])
+        def f(): return spy
+        def all_seen(): return seen
+    """
+    assert outcome(program, "assert f() != [7, 8] and all_seen() == ['iter']") == PASSED
+
+
+def test_objects_that_the_program_puts_into_arguments_can_be_used(outcome):
+    program = """
+        class Node:
+            def __init__(self, value): self.value = value
+        def add(nodes, value): nodes.append(Node(value))
+        def put(nodes, value): nodes[value] = (Node(value),)
+        def order(nodes): nodes.sort(key=lambda node: node.value)
+    """
+    setup = "nodes, table = [], {}"
+    tests = [
+        "add(nodes, 3); add(nodes, 1)\nassert [node.value for node in nodes] == [3, 1]",
+        "order(nodes)\nassert [node.value for node in nodes] == [1, 3]",
+        "put(table, 3); put(table, 1)\nassert table[3][0].value == 3 and table[1][0].value == 1",
+    ]
+    assert outcome(program, *tests, setup=setup) == PASSED
+    assert outcome(program, "add(nodes, 3)\nassert nodes[0].number == 0", setup=setup) == FAILED
+
+
 def test_functions_can_be_handed_back_and_builtins_handed_over(outcome):
     program = "def twice(f, x): return f(f(x))\ndef inc(x): return x + 1"
     assert (
@@ -362,6 +574,15 @@ def test_a_function_may_have_the_name_of_a_builtin(outcome):
     assert outcome("def sum(a, b): return a + b", "assert sum(2, 3) == 5") == PASSED
 
 
+def test_a_star_import_does_not_hide_the_one_name_asked_for_but_of_more_its_own_stay(outcome):
+    star = "from math import *"
+    assert outcome("def gcd(a, b): return 7", "assert gcd(4, 6) == 2", setup=star) == FAILED
+    assert outcome("def gcd(a, b): return 7", "assert gcd(4, 6) == 7", setup=star) == PASSED
+    liar = "def isclose(*a): return True\ndef area(r): return 0"
+    assert outcome(liar, "assert isclose(area(2), 12.56)", setup=star) == FAILED
+    assert outcome(liar.replace("0", "12.56"), "assert isclose(area(2), 12.56)", setup=star) == PASSED
+
+
 # Whose fault.
 
 
@@ -375,11 +596,13 @@ def test_a_function_may_have_the_name_of_a_builtin(outcome):
         ("", "assert 1 == 2"),
         ("exit()", "assert f() == 1"),
         ("", "assert f(lambda: 1) == 1"),
+        ("from math import *", "assert gcd(4, 6) == 2 and lcm(1, 2) == 2"),
     ],
 )
 def test_a_test_that_breaks_before_it_asks_anything_is_ungraded(setup, test, code):
     reference = {"tests": [test], "setup": setup}
-    assert grade(code, "def f(x=1): return 1", reference).error.startswith("broken test: ")
+    program = "def f(x=1): return 1\ndef gcd(a, b): return 1\nlcm = gcd"
+    assert grade(code, program, reference).error.startswith("broken test: ")
 
 
 @pytest.mark.parametrize(

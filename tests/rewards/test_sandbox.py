@@ -259,6 +259,7 @@ def test_output_is_kept_up_to_a_limit_and_ended_at_another():
         server = server_of(sandbox)
         ran = sandbox.run("print('a' * (4 * 2**20))")
         assert (ran.outcome, ran.stdout) == ("ok", "a" * MIB)
+        assert sandbox.run("print('a' * (4 * 2**20))", output_bytes=3 * MIB).stdout == "a" * 3 * MIB
         ran = sandbox.run("import os\nwhile True: os.write(1, b'a' * 2**16); os.write(2, b'b' * 2**16)")
         assert (ran.outcome, len(ran.stdout)) == ("output", MIB)
         assert sandbox.run("print(1)").stdout == "1\n"

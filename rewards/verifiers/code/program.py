@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Collection
+from textwrap import dedent, indent
 from types import CodeType
 
 LONGEST = 200_000
@@ -13,38 +15,60 @@ _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)")
 _PYTHON = ("python", "python3", "py")
 # What HumanEval stops sampling at: behind it is no longer the function that was asked for.
 _STOP = re.compile(r"\n(?:class|def|#|if|print|```)")
+# What a tokenizer may leave at the end: <|im_end|>, </s> and the like.
+_END_MARK = re.compile(r"<(?:\|\w+\||｜[\w▁]+｜|/s|eos|end_of_turn)>\s*\Z")
 
 
-def find_program(completion: str, prompt: str = "", entry_point: str = "") -> str | None:
+def find_program(completion: str, prompt: str = "", names: Collection[str] = ()) -> str | None:
     """The program that a completion holds; None if it holds none that compiles.
 
-    Reasoning up to ``</think>`` is dropped. The program is the last fenced block marked as Python, else the last fenced
-    block, else the whole text. With a ``prompt`` that opens the function ``entry_point``, the text may also go on where
-    the prompt ends; and what follows the function may be cut off, where HumanEval would have stopped.
+    Reasoning up to ``</think>`` is dropped. The program is a fenced block: of those that define one of ``names`` the last
+    that is marked as Python, else the last; if none does, the same of all blocks. Without blocks it is the whole text.
+    With a ``prompt`` that opens the function ``names``, the text may also go on where the prompt ends, at any indentation;
+    and what follows the function may be cut off, where HumanEval would have stopped.
 
     Example:
         >>> find_program("So:\\n```python\\nx = 1\\n```\\nThat is it.")
         'x = 1\\n'
-        >>> find_program("    return 1\\n# That is it,\\nisn't it?", prompt="def one():\\n", entry_point="one")
+        >>> find_program("    return 1\\n# That is it,\\nisn't it?", prompt="def one():\\n", names={"one"})
         'def one():\\n    return 1'
     """
     answer = completion.rpartition("</think>")[2]
     if len(answer) > LONGEST or answer.lstrip().startswith("<think>"):
         return None
-    text = _block(answer)
-    if not prompt:
-        candidates = [text]
-    elif re.search(rf"^(?:(?:async )?def|class) +{re.escape(entry_point)}\b", text, re.MULTILINE):
-        texts = (text, cut(text))
-        candidates = [*(f"{stub(prompt)}\n{text}" for text in texts), *texts]  # helpers of the prompt come along
-    else:
-        candidates = [prompt + text, prompt + cut(text)]
+    answer = _END_MARK.sub("", answer)
+    blocks = [_block(answer, names, strings_hide_fences) for strings_hide_fences in (False, True)]
+    candidates = dict.fromkeys(program for block in blocks for program in _programs(block, prompt, names))
     return next((program for program in candidates if compiled(program) is not None), None)
+
+
+def _programs(text: str, prompt: str, names: Collection[str]) -> list[str]:
+    """What ``text`` can mean, the likeliest first."""
+    if not prompt:
+        return [text]
+    texts = (text, cut(text))
+    if _defines(text, names):
+        return [*(f"{stub(prompt)}\n{text}" for text in texts), *texts]  # helpers of the prompt come along
+    margin = _margin(prompt)
+    bodies = [*texts, *(indent(dedent(text), margin) for text in texts), *(margin + text.lstrip() for text in texts)]
+    return [prompt + body for body in bodies]
 
 
 def stub(prompt: str) -> str:
     """A prompt that opens a function, as a program: the function has an empty body."""
-    return f"{prompt}\n    pass\n"
+    return prompt if compiled(prompt) else f"{prompt}\n{_margin(prompt)} pass\n"
+
+
+def _margin(prompt: str) -> str:
+    """The indentation of the last line that has one."""
+    return (re.findall(r"^[ \t]+(?=\S)", prompt, re.MULTILINE) or ["    "])[-1]
+
+
+def _defines(text: str, names: Collection[str]) -> bool:
+    any_name = "|".join(map(re.escape, names)) or "(?!)"
+    return bool(
+        re.search(rf"^(?:(?:(?:async )?def|class) +(?:{any_name})\b|(?:{any_name}) *=[^=])", text, re.MULTILINE)
+    )
 
 
 def cut(text: str) -> str:
@@ -62,17 +86,25 @@ def compiled(source: str, name: str = "<program>") -> CodeType | None:
         return None
 
 
-def _block(text: str) -> str:
-    """The last fenced block that is marked as Python, else the last one, else the text."""
-    blocks: dict[bool, list[str]] = {}
+def _block(text: str, names: Collection[str], strings_hide_fences: bool) -> str:
+    """The fenced block that is the program, else the text.
+
+    With ``strings_hide_fences`` a fence within triple quotes does not close a block. Counting quotes can go wrong too, as in
+    a text that ends in the middle of a string.
+    """
+    best, block = (False, False), text
     lines = iter(text.split("\n"))
     for line in lines:
         if opening := _FENCE.match(line):
-            indent, fence, language = opening.groups()
-            block = []
+            margin, fence, language = opening.groups()
+            found, quotes = [], 0
             for inner in lines:
-                if inner.strip().startswith(fence) and not inner.strip(fence[0] + " \t\r"):
+                hidden = strings_hide_fences and quotes % 2
+                if not hidden and inner.strip().startswith(fence) and not inner.strip(fence[0] + " \t\r"):
                     break
-                block.append(inner.removeprefix(indent) + "\n")
-            blocks[language.lower() in _PYTHON] = block
-    return "".join(blocks.get(True) or blocks.get(False) or [text])
+                quotes += inner.count('"""') + inner.count("'''")
+                found.append(inner.removeprefix(margin) + "\n")
+            merit = _defines("".join(found), names), language.lower() in _PYTHON
+            if found and merit >= best:
+                best, block = merit, "".join(found)
+    return block

@@ -1,21 +1,54 @@
 """The program's names as the tests see them: questions go over the pipe, and values come back.
 
 What is asked of a program must not carry what the test compares with. So its objects have no operators: ``==``, ``<``, ``-``
-or ``in`` would let them answer in the test's place.
+or ``in`` would let them answer in the test's place. To compare one with a value of ours, a value is asked of the program.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from rewards.sandbox import Handle, Module, RemoteError, Stopped
 from rewards.sandbox.wire import Malformed
 
-_SCALARS = (type(None), bool, int, float, complex, str, bytes, Handle)
 _AS_DICT = ("Counter", "OrderedDict", "defaultdict")
 """Types of the standard library that tests compare with a dict."""
+_NUMBERS = (int, float, complex)
+_SETS = (set, frozenset)
+_ALIKE: dict[type, tuple[type, ...]] = {
+    **{kind: (kind,) for kind in (tuple, list, dict, str, bytes)},
+    **dict.fromkeys((bool, *_NUMBERS, Decimal, Fraction), _NUMBERS),
+    **dict.fromkeys(_SETS, _SETS),
+}
+"""For a type of ours, those types of which a subclass in the program may equal it."""
+
+
+def _fraction(text: str) -> Fraction:
+    over, _, under = text.partition("/")  # Fraction itself would also read 1e999999999, for ever
+    return Fraction(int(over), int(under or 1))
+
+
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "Decimal": Decimal,
+    "Fraction": _fraction,
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+}
+"""Types of the standard library that cross as their text."""
+_DUNDERS = ("__name__", "__qualname__")
+"""The only names with double underscores that are asked of the program: others are hooks (numpy's reads raw memory)."""
+_PREDICATES = frozenset(
+    name
+    for kind in (str, bytes, set, int, float)
+    for name in dir(kind)
+    if name.startswith(("is", "startswith", "endswith"))
+)
+"""Methods of builtin types that say yes or no."""
 
 
 class Ended(BaseException):
@@ -42,12 +75,14 @@ class Solution:
         self.missing: set[str] = set()
         self.stopped = ""
         self._objects: dict[int, Opaque] = {}
+        module.object_of = self._object_of
+        module.handle_of = self._handle_of
 
     def bind(self, names: set[str]) -> dict[str, Any]:
         """What stands for those of ``names`` that the program has."""
         self.missing = names - set(self.module.names)
-        itself = self.module.call("__import__", "solution")
-        bound = {name: self._wrap(self.module.get(itself, name)) for name in names - self.missing}
+        itself = self._imported("solution")
+        bound = {name: self._with_dicts(self.module.get(itself, name)) for name in names - self.missing}
         self.asked = not all(isinstance(value, Opaque) for value in bound.values())
         return bound
 
@@ -61,7 +96,7 @@ class Solution:
         """
         self.asked = True
         try:
-            return self._wrap(question(*self._unwrap(args), **self._unwrap(kwargs)))
+            return self._with_dicts(question(*args, **kwargs))
         except Stopped as stopped:
             self.stopped = stopped.outcome
             raise Ended(str(stopped)) from None
@@ -70,35 +105,38 @@ class Solution:
         except Malformed as error:
             raise Uncrossable(str(error)) from None
 
-    def _wrap(self, value: Any) -> Any:
-        """``value``, which is fresh from the pipe, with an :class:`Opaque` for each handle."""
-        if isinstance(value, Handle):
-            if value.type_name in _AS_DICT:
-                return self._wrap(self.module.call("dict", value))
-            return self._objects.setdefault(value.number, Opaque(self, value))
-        if isinstance(value, dict):
-            return {self._wrap(key): self._wrap(item) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return type(value)(map(self._wrap, value))
-        return value
+    def _object_of(self, handle: Handle) -> Opaque:
+        return self._objects.setdefault(handle.number, Opaque(self, handle))
 
-    def _unwrap(self, value: Any) -> Any:
-        """``value`` with handles for what stays in the program; itself if nothing does, to be changed in place."""
-        kind = type(value)
-        if kind is Opaque:
-            return value._Opaque__handle
-        if kind in _SCALARS:
-            return value
-        if kind in (dict, list, tuple, set, frozenset):
-            old = [item for pair in value.items() for item in pair] if kind is dict else list(value)
-            new = [self._unwrap(item) for item in old]
-            if all(a is b for a, b in zip(old, new, strict=True)):
-                return value
-            return dict(zip(new[::2], new[1::2], strict=True)) if kind is dict else kind(new)
+    def _handle_of(self, value: Any) -> Handle:
+        if type(value) is Opaque:
+            handle: Handle = value._Opaque__handle
+            return handle
         name = getattr(value, "__name__", "")
         if getattr(builtins, name, None) is value:  # a test may hand over int, or len
-            return self.module.get(self.module.call("__import__", "builtins"), name)
-        raise Uncrossable(f"an object of type {kind.__name__} cannot be handed to a program")
+            found = self.module.get(self._imported("builtins"), name)
+            if type(found) is not Opaque:
+                raise RemoteError("TypeError", f"{name} is a value")
+            return self._handle_of(found)
+        raise Malformed(f"an object of type {type(value).__name__} cannot be handed to a program")
+
+    def _imported(self, name: str) -> Opaque:
+        module = self.module.call("__import__", name)
+        if type(module) is not Opaque:  # a program can put anything in its place
+            raise RemoteError("ImportError", f"{name} is no module")
+        return module
+
+    def _with_dicts(self, value: Any) -> Any:
+        """``value``, which is fresh from the pipe, with dicts for counters and the like."""
+        if isinstance(value, Opaque):
+            if value._Opaque__handle.type_name in _AS_DICT:
+                return self._with_dicts(self.module.call("dict", value))
+            return value
+        if isinstance(value, dict):
+            return {key: self._with_dicts(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):  # members of sets have hashes, as keys have: dicts do not
+            return type(value)(map(self._with_dicts, value))
+        return value
 
 
 class Opaque:
@@ -107,23 +145,28 @@ class Opaque:
     def __init__(self, solution: Solution, handle: Handle) -> None:
         vars(self).update(_Opaque__solution=solution, _Opaque__handle=handle)
 
-    def __ask(self, builtin: str, *args: Any) -> Any:
+    def __ask(self, builtin: Any, *args: Any) -> Any:
         return self.__solution.ask(self.__solution.module.call, builtin, self, *args)
+
+    def __get(self, name: str) -> Any:
+        return self.__solution.ask(self.__solution.module.get, self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__solution.ask(self.__solution.module.call, self, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return self.__solution.ask(self.__solution.module.get, self, name)
+        if (name.startswith("__") and name not in _DUNDERS) or name in _PREDICATES:
+            raise AttributeError(f"{name} is not asked of a program's object")
+        return self.__get(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__ask("setattr", name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        return self.__getattr__("__getitem__")(key)
+        return self.__get("__getitem__")(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.__getattr__("__setitem__")(key, value)
+        self.__get("__setitem__")(key, value)
 
     def __len__(self) -> Any:
         return self.__ask("len")
@@ -142,6 +185,32 @@ class Opaque:
             return self.__ask("next")
         except _IterationError:
             raise StopIteration from None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is ``other``, or is of a builtin type and has its value: the program gives that, and we compare."""
+        return self is other or any(value == other for value in self.__values(type(other)))
+
+    __hash__ = object.__hash__
+
+    def __lt__(self, other: object) -> bool:
+        raise TypeError("a program's object is not ordered")
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+    def __values(self, other: type) -> Iterator[Any]:
+        """Its value, if it could equal one of type ``other``."""
+        read = _FROM_TEXT.get(self.__handle.type_name)
+        if read is not None and other in (*_ALIKE, date, datetime):
+            yield read(self.__ask("str"))
+        for kind in _ALIKE.get(other, ()):
+            if self.__ask("isinstance", kind) is True:
+                value = self.__text() if kind is str else self.__ask(kind)
+                if type(value) is kind:  # one too large to cross is an object again
+                    yield value
+
+    def __text(self) -> Any:
+        """As a ``str``: ``str()`` of a member of an ``Enum`` of texts gives its name."""
+        return self.__solution.ask(self.__solution.module.get, str, "__str__")(self)
 
 
 class _IterationError(RuntimeError):

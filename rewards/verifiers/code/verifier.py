@@ -18,11 +18,12 @@ GRACE = 2.0
 class Code(Verifier):
     """``1.0 if the program passes all its tests else 0.0``, or the share of the tests that it passes.
 
-    The program is the last fenced block of the completion, or the whole text; with a HumanEval prompt also its
-    continuation. It runs by itself in a :class:`rewards.sandbox.Sandbox` without files, network or processes. The tests
-    run on our side, in another process, and reach the program's functions over a pipe on which only values of builtin
-    types come back. So a program can return a wrong value; it cannot touch the comparison, see what is expected or end
-    the tests early. (So a test must not evaluate, or execute, what a program returned.)
+    The program is the last fenced block of the completion that defines what the tests ask for, else the last, or the whole
+    text; with a HumanEval prompt also its continuation. It runs by itself in a :class:`rewards.sandbox.Sandbox` without
+    files, network or processes. The tests run on our side, in another process, and reach the program's functions over a
+    pipe on which only values of builtin types come back. So a program can return a wrong value; it cannot touch the
+    comparison, see what is expected or end the tests early. (So a test must not evaluate, or execute, what a program
+    returned.)
 
     The reference is a mapping, further keys are ignored:
 
@@ -31,19 +32,24 @@ class Code(Verifier):
     - ``{"tests": [...], "setup": "..."}`` or with MBPP's names ``test_list`` and ``test_setup_code``: every text is a
       test. A name that they use and do not define is the program's, if it is not a builtin; a standard module that they
       take an attribute of is ours. If builtins are all they use, and only one, the program is asked for that.
+      A star import of ``setup`` does not hide the program's name where they use only one; of more, those it gives are ours.
     - ``{"inputs": [...], "outputs": [...]}``: the program reads an input and prints the output of the same place. White
       space at the ends of lines and blank lines at the end do not count; the program must not end with an error.
 
-    A sample is ungraded if its reference is none of these, if a test does not compile, or if a test raises before it asks
-    the program anything: then the fault is not the program's. From the first call on it may be (a lie can break any
-    test), so the test counts as failed; so does one that takes too long. A test that hands over what cannot cross the
-    pipe, such as a function of its own, leaves the sample ungraded.
+    A sample is ungraded if its reference is none of these, if a test does not compile, if a test raises before it asks
+    the program anything, or if no test asks it anything: then the fault is not the program's. From the first call on it may
+    be (a lie can break any test), so the test counts as failed; so does one that takes too long. A test that hands over what
+    cannot cross the pipe, such as a function of its own, leaves the sample ungraded.
 
     What a program returns crosses as its value: ``None``, numbers, texts, lists, tuples, dicts and sets, and a ``Counter``,
     ``OrderedDict`` or ``defaultdict`` as a dict. Any other object stays where it is and can be called, asked for
-    attributes, items, length and text, and iterated; it equals nothing but itself, and no arithmetic is done with it.
-    Lists, dicts and sets that the program changes in place are changed for the test, unless they hold such objects.
-    Exceptions arrive as the builtin kind that they are or derive from.
+    attributes, items, length, truth and text, and iterated. It equals itself. An instance of a subclass of a builtin type (a
+    named tuple, an ``IntEnum``), a ``Decimal``, ``Fraction``, ``date`` or ``datetime`` also equals what its value equals:
+    the program is asked for the value, and does not learn with what we compare it. No arithmetic is done with an object, it
+    is not ordered, and it is asked for no name with double underscores and for no method by which a builtin type says yes or
+    no (``startswith``, ``issubset``). What remains is a test that hands what it expects to another method and wants a yes
+    (``assert f().matches(5)``): the answer is the program's. Lists, dicts and sets that the program changes in place are
+    changed for the test. Exceptions arrive as the builtin kind that they are or derive from.
 
     Args:
         score: ``"all"`` or ``"share"``.
