@@ -161,6 +161,7 @@ for _name, _target in {
     "numeric": "rewards.verifiers.numeric:Numeric",
     "regex": "rewards.verifiers.regex:Regex",
     "repetition": "rewards.verifiers.repetition:Repetition",
+    "reward_model": "rewards.learned.reward_model:RewardModel",
     "soft_overlong": "rewards.verifiers.soft_overlong:SoftOverlong",
 }.items():
     register(_name, _target)

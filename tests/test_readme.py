@@ -65,7 +65,7 @@ def shown_help(capsys, *arguments):
 
 def test_every_command_it_names_exists(capsys):
     names = {command[0] for command in COMMANDS}
-    assert names == {"check", "conform", "evaluate", "generate", "list", "play", "profile", "score", "train"}
+    assert names == {"check", "conform", "evaluate", "fit", "generate", "list", "play", "profile", "score", "train"}
     for name in names:
         assert name in shown_help(capsys, name)
 
