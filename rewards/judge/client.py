@@ -1,0 +1,360 @@
+"""Many requests at once to an OpenAI-compatible server, from synchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rewards.judge.cache import Answers
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
+"""Waits before retries: the first, doubled for each further one up to the longest, less up to a quarter by chance."""
+LONGEST_RETRY_AFTER_S = 120.0
+"""A server that asks for a longer wait than this is not asked again."""
+SHORTEST_SECRET = 8
+"""Shorter keys are dummies for servers that want none, and no secret: taking "1" out of replies would change scores."""
+CHARACTERS_A_TOKEN = 4
+"""For the budget, where a server does not say how many tokens it used."""
+
+_RETRIED = {408, 409, 429}
+_NO_SCHEMA = {400, 415, 422}
+"""How servers refuse a ``response_format`` that they do not know, and other things too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A chat to complete.
+
+    Args:
+        messages: ``{"role": ..., "content": ...}``, oldest first.
+        sampling: fields of the request's body, such as ``temperature``, ``max_tokens`` or ``seed``.
+        schema: what the answer should be as JSON, for servers with structured output. Others ignore it, or are asked
+            without it: the answer may be any text.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a request: a text, or an error.
+
+    Args:
+        text: the answer as it came; empty if there is an error.
+        finish: the server's ``finish_reason``; ``"content_filter"`` also for a refusal that the server marks as such.
+        error: why there is no answer.
+        over_budget: the error is that the budget was used up.
+        prompt_tokens, completion_tokens: what the answer cost when it was made.
+        cached: it comes from the disk.
+    """
+
+    text: str = ""
+    finish: str = "stop"
+    error: str | None = None
+    over_budget: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = False
+
+
+class Chat:
+    """A model behind an OpenAI-compatible server (``vllm serve``, llama.cpp, a hosted one).
+
+    The key is read from the environment when first needed, and is in no attribute, log, cache or error. A server that
+    wants none needs none.
+
+    Retried are connections that fail, time-outs and the statuses 408, 409, 429 and 5xx, after the server's ``Retry-After``
+    or else a wait that doubles each time. Any other error fails its request at once, and no other. Requests that are equal
+    are sent once. All calls, from all threads, share the limit on concurrency and the budget.
+
+    The first request with a schema finds out whether the server takes one. A server that refuses it is sent none after.
+
+    Args:
+        model: the name that the server knows it by.
+        base_url: such as ``http://127.0.0.1:8000/v1``.
+        concurrency: requests under way at once, at most.
+        timeout: seconds for one attempt, from the first byte sent to the last received.
+        retries: further attempts for a request, at most.
+        max_calls: budget in calls over the object's life. An attempt is a call; an answer from the disk is none.
+        max_tokens: budget in tokens, of prompts and answers together. What is under way when it is used up still
+            finishes, so it can be passed by up to ``concurrency`` answers.
+        cache_dir: where answers are kept (``answers.sqlite3``), with a log of verdicts (``verdicts.jsonl``), on a local
+            disk; any number of processes may share it. An answer belongs to the model's *name*, the messages, the
+            sampling and the schema, not to the server: give another model under the same name its own directory. None
+            keeps nothing and logs nothing.
+        key_env: the environment variable that holds the key.
+
+    Attributes:
+        calls, tokens: spent so far.
+        cached: requests that the disk answered.
+
+    Raises:
+        ImportError: without the extra ``textenv[judge]``.
+        ValueError: a limit that makes no sense, or a ``base_url`` that is no http address.
+
+    Example::
+
+        chat = Chat("judge", "http://127.0.0.1:8000/v1", cache_dir="judge-cache", max_calls=10_000)
+        reply, = chat.ask([Request([{"role": "user", "content": "What is 6 * 7?"}], {"max_tokens": 8})])
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        concurrency: int = 32,
+        timeout: float = 60.0,
+        retries: int = 4,
+        max_calls: int | None = None,
+        max_tokens: int | None = None,
+        cache_dir: str | Path | None = None,
+        key_env: str = "OPENAI_API_KEY",
+    ) -> None:
+        try:
+            import openai  # noqa: F401 - a missing extra shows here, not in the first batch
+        except ImportError as error:
+            raise ImportError('a judge needs openai: pip install "textenv[judge]"') from error
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url looks like 'http://127.0.0.1:8000/v1', got {base_url!r}")
+        if concurrency < 1 or timeout <= 0 or retries < 0 or min(max_calls or 0, max_tokens or 0) < 0:
+            raise ValueError(
+                "concurrency is 1 or more, timeout above 0, retries and budgets 0 or more, got "
+                f"{concurrency=}, {timeout=}, {retries=}, {max_calls=}, {max_tokens=}"
+            )
+        self.model = model
+        self.base_url = base_url
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.retries = retries
+        self.max_calls = max_calls
+        self.max_tokens = max_tokens
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.key_env = key_env
+        self.calls = self.tokens = self.cached = 0
+        self._connected: _Connection | None = None
+        if self.cache_dir:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the connection: another process opens its own."""
+        return {**self.__dict__, "_connected": None}
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply a request, in order. Never raises for what a server does. Any thread may call, also several at once."""
+        keys = [_key(self.model, request) for request in requests]
+        connection = self._connection()
+        work = connection.answer_all(dict(zip(keys, requests, strict=True)))
+        future = asyncio.run_coroutine_threadsafe(work, connection.loop)
+        try:
+            replies = future.result()
+        except BaseException:  # Ctrl-C while waiting: leave no requests running behind
+            future.cancel()
+            raise
+        return [replies[key] for key in keys]
+
+    def log(self, entries: Iterable[tuple[Request, Reply, Mapping[str, Any]]]) -> None:
+        """Append ``(request, reply, what was read from it)`` to ``verdicts.jsonl``, a line each."""
+        if not self.cache_dir:
+            return
+        lines = [
+            json.dumps(
+                {"time": time.time(), "model": self.model, **asdict(request), "reply": asdict(reply), "parsed": parsed}
+            )
+            for request, reply, parsed in entries
+        ]
+        # In one write, so that lines of other threads and processes do not fall between.
+        with open(self.cache_dir / "verdicts.jsonl", "ab", buffering=0) as file:
+            file.write("".join(line + "\n" for line in lines).encode())
+
+    def _connection(self) -> _Connection:
+        with _connecting:
+            if self._connected is None or self._connected.pid != os.getpid():  # a fork has no event loop running
+                self._connected = _Connection(self)
+            return self._connected
+
+
+_connecting = threading.Lock()
+
+
+@cache
+def _event_loop(pid: int) -> asyncio.AbstractEventLoop:
+    """The one event loop of this process, on a thread of its own, for callers on threads with and without one."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="judge", daemon=True).start()
+    return loop
+
+
+class _OverBudgetError(Exception):
+    pass
+
+
+class _Connection:
+    """What a :class:`Chat` has in one process. All methods run on the event loop, so nothing here needs a lock."""
+
+    def __init__(self, chat: Chat) -> None:
+        from openai import AsyncOpenAI
+
+        self.chat = chat
+        self.pid = os.getpid()
+        self.loop = _event_loop(self.pid)
+        self.key = os.environ.get(chat.key_env, "").strip() or "none"
+        self.client = AsyncOpenAI(base_url=chat.base_url, api_key=self.key, timeout=chat.timeout, max_retries=0)
+        self.answers = Answers(chat.cache_dir and chat.cache_dir / "answers.sqlite3")
+        self.slots = asyncio.Semaphore(chat.concurrency)
+        self.takes_schema: bool | None = None
+        self.probed = False
+        self.probing = asyncio.Lock()
+
+    async def answer_all(self, requests: Mapping[str, Request]) -> dict[str, Reply]:
+        replies = await asyncio.gather(*(self.answer(key, request) for key, request in requests.items()))
+        return dict(zip(requests, replies, strict=True))
+
+    async def answer(self, key: str, request: Request) -> Reply:
+        if found := self.answers.get(key):
+            self.chat.cached += 1
+            return Reply(**json.loads(found), cached=True)
+        async with self.slots:
+            try:
+                reply = await self.complete(request)
+            except _OverBudgetError as error:
+                return Reply(error=str(error), over_budget=True)
+            except Exception as error:  # noqa: BLE001 - the boundary to a server, which may send anything
+                return Reply(error=f"the judge's server failed: {self.clean(_describe(error))[:500]}")
+        if reply.text:
+            kept = {name: value for name, value in asdict(reply).items() if name in _KEPT}
+            self.answers.put(key, json.dumps(kept))
+        return reply
+
+    async def complete(self, request: Request) -> Reply:
+        if request.schema is not None and not self.probed:
+            async with self.probing:  # the first finds out for all, the others wait
+                if not self.probed:
+                    try:
+                        return await self.complete_with_schema(request)
+                    finally:
+                        self.probed = True
+        return await self.complete_with_schema(request)
+
+    async def complete_with_schema(self, request: Request) -> Reply:
+        from openai import APIStatusError
+
+        plain = replace(request, schema=None)
+        if request.schema is None or self.takes_schema is False:
+            return await self.attempt(plain)
+        try:
+            reply = await self.attempt(request)
+        except APIStatusError as error:
+            if self.takes_schema or error.status_code not in _NO_SCHEMA:
+                raise
+            reply = await self.attempt(plain)  # if this is refused as well, it was not for the schema
+            self.takes_schema = False
+        else:
+            self.takes_schema = True
+        return reply
+
+    async def attempt(self, request: Request) -> Reply:
+        """Send the request, up to 1 + ``retries`` times."""
+        body = {"model": self.chat.model, "messages": list(request.messages), **request.sampling}
+        if request.schema is not None:
+            schema = {"name": "verdict", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        attempt = 0
+        while True:
+            self.spend_call()
+            try:
+                async with asyncio.timeout(self.chat.timeout):  # the client's own limit starts anew with each byte
+                    # Plain JSON: the client's typed method takes an eighth more time, for objects that nothing here needs.
+                    completion = await self.client.post("/chat/completions", body=body, cast_to=object)
+                return self.read(request, completion)
+            except Exception as error:
+                wait = _wait_before_retry(error, attempt)
+                if wait is None or attempt == self.chat.retries:
+                    raise
+            attempt += 1
+            await asyncio.sleep(wait)
+
+    def spend_call(self) -> None:
+        chat = self.chat
+        for spent, budget, unit in ((chat.calls, chat.max_calls, "calls"), (chat.tokens, chat.max_tokens, "tokens")):
+            if budget is not None and spent >= budget:
+                raise _OverBudgetError(f"the budget of {budget} {unit} is used up")
+        chat.calls += 1
+
+    def read(self, request: Request, completion: Any) -> Reply:
+        try:
+            choice, usage = completion["choices"][0], completion.get("usage") or {}
+            message = choice["message"]
+            refusal = message.get("refusal") or ""
+            text = (message.get("content") or "") + refusal
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError("the server's answer is no chat completion") from None
+        prompt_tokens = usage.get("prompt_tokens") or _guess_tokens(m["content"] for m in request.messages)
+        completion_tokens = usage.get("completion_tokens") or _guess_tokens([text])
+        self.chat.tokens += prompt_tokens + completion_tokens
+        finish = "content_filter" if refusal else choice.get("finish_reason") or "stop"
+        return Reply(self.clean(text), finish, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def clean(self, text: str) -> str:
+        """``text`` as valid Unicode, without the key: servers quote one that they do not accept."""
+        text = text.encode("utf-8", "replace").decode()
+        return text.replace(self.key, "[key]") if len(self.key) >= SHORTEST_SECRET else text
+
+
+_KEPT = {"text", "finish", "prompt_tokens", "completion_tokens"}
+
+
+def _key(model: str, request: Request) -> str:
+    # Not sorted: the order of a schema's properties is the order in which a server writes them.
+    content = [model, list(request.messages), sorted(request.sampling.items()), request.schema]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _guess_tokens(texts: Iterable[str]) -> int:
+    return sum(map(len, texts)) // CHARACTERS_A_TOKEN
+
+
+def _wait_before_retry(error: Exception, attempt: int) -> float | None:
+    """Seconds to wait after an attempt that failed; None if another would fail as well."""
+    from openai import APIConnectionError, APIStatusError
+
+    wait = min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
+    if isinstance(error, TimeoutError | APIConnectionError):
+        return wait
+    if not isinstance(error, APIStatusError) or error.code == "insufficient_quota":
+        return None
+    if error.status_code not in _RETRIED and error.status_code < 500:
+        return None
+    asked = _seconds(error.response.headers.get("retry-after"))
+    if asked is None:
+        return wait
+    return asked if asked <= LONGEST_RETRY_AFTER_S else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A ``Retry-After`` header in seconds from now; it holds seconds or a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    try:
+        return max(float(retry_after), 0.0)
+    except ValueError:
+        date = email.utils.parsedate_tz(retry_after)
+        return max(email.utils.mktime_tz(date) - time.time(), 0.0) if date else None
+
+
+def _describe(error: Exception) -> str:
+    text = "no reply in time" if isinstance(error, TimeoutError) else str(error)
+    return f"{type(error).__name__}: {text}"
