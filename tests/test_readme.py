@@ -125,6 +125,7 @@ def test_the_agent_in_python_learns(workplace, monkeypatch, capsys):
     assert "%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stable_baselines3_trains_as_shown(workplace):
     block = next(block for block in BLOCKS if "CausalLMPolicy" in block)
     tokenizer = textenv.make_task("textenv/Countdown-v0").tokenizer()

@@ -353,6 +353,7 @@ def test_a_step_whose_every_answer_is_filtered_moves_nothing_and_training_goes_o
         ("textenv/ProbeSubstring-v0", "gpt2", 2e-3, 5000, 0.95),
     ],
 )
+@pytest.mark.slow
 def test_it_learns_the_probes(dapo, fresh_model, env_id, family, lr, episodes, at_least):
     # Right answers of the first two need their whole budget: no buffer.
     agent = dapo(

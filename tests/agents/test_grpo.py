@@ -89,6 +89,7 @@ def test_the_advantage_of_an_ungraded_completion_is_zero():
         ("textenv/ProbeSubstring-v0", "gpt2", 2e-3, 4000, 0.95),
     ],
 )
+@pytest.mark.slow
 def test_it_learns_the_probes(fresh_model, config, task_id, family, lr, episodes, at_least):
     settings = config(
         fresh_model(task_id, family),

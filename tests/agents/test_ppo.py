@@ -645,6 +645,7 @@ def test_pretraining_text_becomes_likelier(make_agent, texts_file):
         ("textenv/ProbeSubstring-v0", "gpt2", "separate", 5e-3, 3000),
     ],
 )
+@pytest.mark.slow
 def test_it_learns_the_probes(make_agent, task_id, family, critic, lr, episodes):
     agent = make_agent(
         task_id,

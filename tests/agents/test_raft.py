@@ -354,6 +354,7 @@ def test_settings_that_mean_nothing_are_refused(changes, message):
         ("textenv/ProbeSubstring-v0", "gpt2", 2e-3, 4000, 0.95),
     ],
 )
+@pytest.mark.slow
 def test_it_learns_the_probes(raft, fresh_model, variant, env_id, family, lr, episodes, at_least):
     agent = raft(
         env_id,

@@ -75,6 +75,7 @@ def test_a_task_without_demonstrations_starts_from_fresh_weights(capsys):
     assert torch.equal(weights(policy), weights(Policy(build_tiny(tokenizer, 0), tokenizer)))
 
 
+@pytest.mark.slow
 def test_a_task_of_several_turns_is_shown_turn_by_turn():
     assert warmed("textenv/GuessNumber-v0") is not None
 

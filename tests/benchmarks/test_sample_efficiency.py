@@ -35,6 +35,7 @@ def check_toy_run(label, model, results, capsys):
     assert f"│ {label} " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_agent_leaves_a_curve_and_a_line_of_the_table(model, tmp_path, capsys):
     check_toy_run("grpo", model, tmp_path / "results", capsys)
 

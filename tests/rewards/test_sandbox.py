@@ -32,7 +32,7 @@ def started(backend, limits=SMALL, require=("network", "files", "processes", "me
         pytest.skip(f"needs {'bubblewrap' if backend == 'bubblewrap' else 'Landlock and seccomp'}: {error}")
 
 
-@pytest.fixture(scope="module", params=["process", "bubblewrap"])
+@pytest.fixture(scope="module", params=["process", pytest.param("bubblewrap", marks=pytest.mark.slow)])
 def sandbox(request):
     with started(request.param) as sandbox:
         yield sandbox
@@ -364,6 +364,7 @@ def test_what_ends_a_program_ends_it_alone(sandbox, attack):
 
 
 @pytest.mark.parametrize("attack", [name for name, (_, outcome) in ENDING.items() if "time-out" in outcome])
+@pytest.mark.slow
 def test_what_takes_too_long_is_ended_alone(hasty, attack):
     assert_it_ends_alone(hasty, attack)
 
