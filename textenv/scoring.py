@@ -18,6 +18,7 @@ from rich.table import Table
 
 import rewards
 from rewards import Reward, Sample, Score, score_samples
+from rewards.intervals import wilson
 from rewards.rows import read_rows
 from textenv.commands import parse_options
 from textenv.episodes import Source
@@ -190,7 +191,5 @@ def _mean_text(values: Sequence[float]) -> str:
 
 def _share_text(right: int, total: int) -> str:
     """A share with its Wilson interval, in per cent."""
-    from scipy import stats
-
-    interval = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return f"{right / total:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    low, high = wilson(right, total)
+    return f"{right / total:.1%} [{100 * low:.1f}, {100 * high:.1f}]"

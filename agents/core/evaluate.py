@@ -11,6 +11,7 @@ from scipy import stats
 
 from agents.core.rollout import Rollout
 from agents.core.trajectories import Trajectories
+from rewards.intervals import wilson
 from textenv.task import Finish
 
 EVAL_BATCH = 256
@@ -90,8 +91,7 @@ def proportion(right: int, total: int) -> tuple[float, float, float]:
     """
     if total == 0:
         return float("nan"), 0.0, 1.0
-    interval = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return right / total, interval.low, interval.high
+    return right / total, *wilson(right, total)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -29,6 +29,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rewards.intervals import wilson
 from rewards.rows import read_rows, row_error
 
 if TYPE_CHECKING:
@@ -129,12 +130,7 @@ class Figures:
     @property
     def longer_interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of :attr:`longer_share`, as if pairs were independent; nan without pairs."""
-        from scipy import stats
-
-        if not self.pairs:
-            return math.nan, math.nan
-        interval = stats.binomtest(self.longer, self.pairs).proportion_ci(0.95, method="wilson")
-        return float(interval.low), float(interval.high)
+        return wilson(self.longer, self.pairs) if self.pairs else (math.nan, math.nan)
 
     @property
     def longer_accuracy(self) -> float:

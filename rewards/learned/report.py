@@ -10,6 +10,8 @@ from statistics import fmean
 from rich.console import Group
 from rich.table import Table
 
+from rewards.intervals import wilson
+
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Edges of the bins of confidence."""
 
@@ -41,10 +43,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        from scipy import stats
-
-        found = stats.binomtest(self.right, self.total).proportion_ci(0.95, method="wilson")
-        return float(found.low), float(found.high)
+        return wilson(self.right, self.total)
 
     def __str__(self) -> str:
         if not self.total:

@@ -155,6 +155,8 @@ def test_any_other_reference_is_ungraded(reference, code):
         ("````python\nx = '''\n```\n'''\n````", "x = '''\n```\n'''\n"),
         ("<think>```python\nx = 1\n```</think>\n```python\nx = 2\n```", "x = 2\n"),
         ("<think>```python\nx = 1\n```", None),
+        ("<thinking>```python\nx = 1\n```", None),
+        ("```python\nx = 1\n```\n<think>or rather", None),
         ("x = 1<|im_end|>\n", "x = 1"),
         ("```python\nx = 1\n```</s>", "x = 1\n"),
         ("```python\nx = '''\n```\n'''\n```\nThat's it.", "x = '''\n```\n'''\n"),

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from textwrap import dedent, indent
 from types import CodeType
 
+from rewards.verifiers.reasoning import without_reasoning
+
 LONGEST = 200_000
 """Characters. What is longer is not read as a program."""
 
@@ -22,7 +24,7 @@ _END_MARK = re.compile(r"<(?:\|\w+\||｜[\w▁]+｜|/s|eos|end_of_turn)>\s*\Z")
 def find_program(completion: str, prompt: str = "", names: Collection[str] = ()) -> str | None:
     """The program that a completion holds; None if it holds none that compiles.
 
-    Reasoning up to ``</think>`` is dropped. The program is a fenced block: of those that define one of ``names`` the last
+    Reasoning is dropped. The program is a fenced block: of those that define one of ``names`` the last
     that is marked as Python, else the last; if none does, the same of all blocks. Without blocks it is the whole text.
     With a ``prompt`` that opens the function ``names``, the text may also go on where the prompt ends, at any indentation;
     and what follows the function may be cut off, where HumanEval would have stopped.
@@ -33,8 +35,8 @@ def find_program(completion: str, prompt: str = "", names: Collection[str] = ())
         >>> find_program("    return 1\\n# That is it,\\nisn't it?", prompt="def one():\\n", names={"one"})
         'def one():\\n    return 1'
     """
-    answer = completion.rpartition("</think>")[2]
-    if len(answer) > LONGEST or answer.lstrip().startswith("<think>"):
+    answer = without_reasoning(completion)
+    if answer is None or len(answer) > LONGEST:
         return None
     answer = _END_MARK.sub("", answer)
     blocks = [_block(answer, names, strings_hide_fences) for strings_hide_fences in (False, True)]
