@@ -130,6 +130,7 @@ class Learner:
                 sums = {**sums, **{name: value + sums.get(name, 0.0) for name, value in metrics.items()}}
         norms = self._clip(float(sums["loss"]))
         self.optimizer.step()
+        self.policy.version += 1
         totals = {name: float(value) for name, value in sums.items()}
         return {**totals, **norms, "logp_gap_max": float(gap_max)}
 

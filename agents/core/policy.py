@@ -45,12 +45,14 @@ class Policy(nn.Module):
         hidden_size: H, the width of the states that the logits are made from.
         allowed_V: bool ``(V,)``, True for the ids the tokenizer can decode. No other id has any probability.
         max_context: most tokens the model can attend to, None when it sets no limit.
+        version: how often the weights were changed by a learner; what an engine holds is told by it.
 
     Raises:
         ValueError: the tokenizer has ids beyond the model's logits.
     """
 
     allowed_V: Tensor
+    version: int = 0
 
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ class Sampling:
     """keep the k likeliest tokens, 0 all. For evaluation: log-probabilities become those of the cut distribution"""
     top_p: float = 1.0
     """keep the likeliest tokens until their probabilities reach this sum, 1 all. For evaluation, as top_k"""
+    min_p: float = 0.0
+    """keep the tokens at least this share as likely as the likeliest, 0 all. For evaluation, as top_k"""
     stop_ids: tuple[int, ...] = ()
     """ids that end a completion beside the tokenizer's end-of-sequence ids"""
     seed: int | tuple[int, ...] = 0
@@ -42,6 +44,8 @@ class Sampling:
             raise ValueError(f"top_k must be 0 (off) or a positive number of tokens, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], 1 being off, got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], 0 being off, got {self.min_p}")
 
 
 @dataclass
@@ -59,11 +63,15 @@ class Completions:
 OnEnd = Callable[[int, np.ndarray], None]
 
 
+class EngineError(RuntimeError):
+    """An engine that can no longer be used: it has to be restarted before it generates again."""
+
+
 class Engine(ABC):
     """Generates completions for a policy.
 
     Attributes:
-        version: how often the weights were synced.
+        version: of the policy whose weights it holds (:attr:`agents.core.policy.Policy.version`).
     """
 
     version: int = 0
@@ -89,8 +97,53 @@ class Engine(ABC):
 
         Raises:
             ValueError: a prompt is empty, or a completion would outgrow the model's context.
+            EngineError: the engine died; :meth:`restart` may bring it back.
         """
 
     @abstractmethod
     def sync(self, policy: Policy) -> None:
-        """Generate with this policy's weights from now on."""
+        """Generate with this policy's weights from now on.
+
+        Raises:
+            EngineError: the weights did not arrive.
+        """
+
+    def release(self) -> None:
+        """Give back the memory that only generation needs. The next :meth:`generate` takes it again."""
+
+    def restart(self, policy: Policy) -> None:
+        """Begin anew, with this policy's weights, after an :class:`EngineError`."""
+        self.sync(policy)
+
+    def close(self) -> None:
+        """End all that the engine started. It generates no more."""
+
+
+def check_budgets(
+    prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, budgets: Sequence[int] | None, max_context: int | None
+) -> np.ndarray:
+    """Most new tokens of each completion ``(B,)``, checked against the prompts and the model's context.
+
+    Arguments as in :meth:`Engine.generate`.
+
+    Raises:
+        ValueError: see there.
+    """
+    if not prompts or not all(map(len, prompts)):
+        raise ValueError(
+            "every prompt must hold at least one token; add a system message or a beginning-of-sequence token"
+        )
+    length_B = np.repeat([len(prompt) for prompt in prompts], n)
+    budget_B = np.full(len(length_B), sampling.max_new_tokens)
+    if budgets is not None:
+        if len(budgets) != len(length_B) or min(budgets) < 1:
+            raise ValueError(f"budgets must be {len(length_B)} numbers of at least 1, one a completion, got {budgets}")
+        budget_B = np.minimum(budget_B, budgets)
+    over_B = length_B + budget_B - (max_context or np.inf)
+    if (over_B > 0).any():
+        row = int(over_B.argmax())
+        raise ValueError(
+            f"a prompt of {length_B[row]} tokens and {budget_B[row]} new ones exceed the model's context of "
+            f"{max_context}; shorten the prompt or lower max_new_tokens"
+        )
+    return budget_B

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from agents.core.engines.base import Completions, Engine, OnEnd, Sampling
+from agents.core.engines.base import Completions, Engine, OnEnd, Sampling, check_budgets
 from agents.core.policy import Policy
 from textenv.task import Finish
 
@@ -48,7 +48,7 @@ class NativeEngine(Engine):
         budgets: Sequence[int] | None = None,
         on_end: OnEnd | None = None,
     ) -> Completions:
-        budget_B = _budgets(prompts, sampling, n, budgets, self.policy.max_context)
+        budget_B = check_budgets(prompts, sampling, n, budgets, self.policy.max_context)
         eos_ids = self.policy.tokenizer.eos_ids
         context = _Context(self.policy, prompts, n, int(budget_B.max()))
         row_B = np.arange(len(budget_B))  # which completion each row of the batch is
@@ -204,30 +204,6 @@ def _make_cache(config: Any) -> Cache:
     if all(type(layer) is DynamicLayer for layer in stock.layers):
         return Cache(layers=[GrowingLayer() for _ in stock.layers])
     return stock
-
-
-def _budgets(
-    prompts: Sequence[Sequence[int]], sampling: Sampling, n: int, budgets: Sequence[int] | None, max_context: int | None
-) -> np.ndarray:
-    """Most new tokens of each completion ``(B,)``, checked against the prompts and the model's context."""
-    if not prompts or not all(map(len, prompts)):
-        raise ValueError(
-            "every prompt must hold at least one token; add a system message or a beginning-of-sequence token"
-        )
-    length_B = np.repeat([len(prompt) for prompt in prompts], n)
-    budget_B = np.full(len(length_B), sampling.max_new_tokens)
-    if budgets is not None:
-        if len(budgets) != len(length_B) or min(budgets) < 1:
-            raise ValueError(f"budgets must be {len(length_B)} numbers of at least 1, one a completion, got {budgets}")
-        budget_B = np.minimum(budget_B, budgets)
-    over_B = length_B + budget_B - (max_context or np.inf)
-    if (over_B > 0).any():
-        row = int(over_B.argmax())
-        raise ValueError(
-            f"a prompt of {length_B[row]} tokens and {budget_B[row]} new ones exceed the model's context of "
-            f"{max_context}; shorten the prompt or lower max_new_tokens"
-        )
-    return budget_B
 
 
 def _uniforms(seed: int | tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
