@@ -108,14 +108,14 @@ class Engine(ABC):
             EngineError: the weights did not arrive.
         """
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - an engine without such memory has nothing to do
         """Give back the memory that only generation needs. The next :meth:`generate` takes it again."""
 
     def restart(self, policy: Policy) -> None:
         """Begin anew, with this policy's weights, after an :class:`EngineError`."""
         self.sync(policy)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an engine that starts nothing has nothing to end
         """End all that the engine started. It generates no more."""
 
 
