@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from agents.core.engines.native import draw
+from agents.core.engines.sampling import draw
 from agents.core.policy import Policy
 from agents.core.trajectories import Trajectories
 from rewards import Score
@@ -154,8 +154,8 @@ def sampling(policy: Policy, temperature: float, uniforms: Iterable[np.ndarray])
         columns_C, column_B = torch.from_numpy(length_N - 1).to(policy.device).unique(return_inverse=True)
         logits_BCV, _ = policy.logits(tokens_BT, columns_C, use_cache=False)
         logp_BV = policy.distribution(logits_BCV[torch.arange(len(column_B)), column_B], temperature)
-        token_B = draw(logp_BV, next(stream))
-        return token_B.cpu().numpy(), logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1).cpu().numpy()
+        token_B, logp_B = draw(logp_BV, torch.from_numpy(next(stream)).to(policy.device))
+        return token_B.cpu().numpy(), logp_B.cpu().numpy()
 
     return choose
 

@@ -11,7 +11,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agents.core.engines import native
 from agents.core.engines.base import Sampling
+from agents.core.engines.cache import Reading
 from agents.core.engines.native import NativeEngine
+from agents.core.engines.sampling import Uniforms, choose
 from agents.core.policy import Policy
 from tests.agents.conftest import ALPHABET, Undecodable, make_model
 from textenv.task import Finish
@@ -94,11 +96,11 @@ def test_a_completion_does_not_depend_on_what_else_is_in_the_batch(policy):
     )
 
 
-@pytest.mark.parametrize("compact_below", [0.0, 0.5, 0.999])
-def test_rows_that_leave_early_or_late_change_nothing(policy, monkeypatch, compact_below):
+@pytest.mark.parametrize("leave_share", [1, 2, 1000])
+def test_rows_that_leave_early_or_late_change_nothing(policy, monkeypatch, leave_share):
     expected = NativeEngine(policy).generate(RAGGED, sampling(seed=3), n=8)
     assert len(set(map(len, expected.tokens))) > 3
-    monkeypatch.setattr(native, "COMPACT_BELOW", compact_below)
+    monkeypatch.setattr(native, "LEAVE_SHARE", leave_share)
     got = NativeEngine(policy).generate(RAGGED, sampling(seed=3), n=8)
     assert texts(got) == texts(expected)
     assert got.finish == expected.finish
@@ -106,8 +108,8 @@ def test_rows_that_leave_early_or_late_change_nothing(policy, monkeypatch, compa
 
 def test_finished_rows_leave_the_batch(llama, monkeypatch):
     sizes = []
-    forward = llama.model.forward
-    monkeypatch.setattr(llama.model, "forward", lambda *args, **kw: sizes.append(len(kw["input_ids"])) or forward(**kw))
+    attend = Reading.__call__
+    monkeypatch.setattr(Reading, "__call__", lambda self, *args: sizes.append(self.span.stop) or attend(self, *args))
     NativeEngine(llama).generate(EVEN, sampling(max_new_tokens=40), n=16)
     assert sizes[0] == 2  # one prefill a prompt
     assert sizes[1] <= 32
@@ -130,8 +132,9 @@ def test_a_longer_budget_only_extends_completions(llama):
 
 
 def test_draws_do_not_repeat_however_long_a_completion():
-    uniforms = [uniform_B for uniform_B, _ in zip(native._uniforms(5, rows=2), range(200), strict=False)]
-    assert len(np.unique(uniforms)) == 400
+    uniforms, both = Uniforms(5, 2, 200, torch.device("cpu")), torch.arange(2)
+    drawn = [uniforms.at(both, torch.full_like(both, token), token) for token in range(200)]
+    assert len(np.unique(drawn)) == 400
 
 
 def test_torchs_global_random_state_is_neither_used_nor_moved(llama):
@@ -157,7 +160,7 @@ def test_the_extremes_of_the_draw_never_choose_an_id_without_probability(uniform
     policy = Policy(make_model("llama", vocab_size=20), Undecodable())
     logits_BV = torch.zeros(1, 20)
     logits_BV[0, :2] = logits_BV[0, 12:] = -1e9
-    token_B, logp_B = NativeEngine(policy)._draw(logits_BV, np.array([uniform]), sampling())
+    token_B, logp_B = choose(logits_BV, torch.tensor([uniform], dtype=torch.float64), sampling(), policy.allowed_V)
     assert token_B.item() == (2 if uniform == 0 else 11)
     assert logp_B.exp().item() == pytest.approx(1 / 8)
 
@@ -203,9 +206,9 @@ def test_each_row_keeps_its_own_budget():
     assert set(completions.finish) == {Finish.LENGTH}
 
 
-@pytest.mark.parametrize("compact_below", [0.0, 0.75])
-def test_a_context_can_be_filled_to_its_last_position(tokenizer, monkeypatch, compact_below):
-    monkeypatch.setattr(native, "COMPACT_BELOW", compact_below)
+@pytest.mark.parametrize("leave_share", [1, 16])
+def test_a_context_can_be_filled_to_its_last_position(tokenizer, monkeypatch, leave_share):
+    monkeypatch.setattr(native, "LEAVE_SHARE", leave_share)
     policy = Policy(make_model("gpt2"), Endless())  # its position table has 64 entries
     prompts, budgets = [[1] * 60, [2] * 10, [3] * 63], [4, 54, 1]
     completions = NativeEngine(policy).generate(prompts, sampling(max_new_tokens=60), budgets=budgets)
@@ -214,14 +217,14 @@ def test_a_context_can_be_filled_to_its_last_position(tokenizer, monkeypatch, co
         np.testing.assert_allclose(logprobs, rescored, atol=1e-5, rtol=0)
 
 
-def test_a_sliding_window_model_falls_back_to_the_stock_cache(tokenizer):
+def test_a_sliding_window_model_falls_back_to_transformers_and_says_so(tokenizer):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = MistralForCausalLM(
         MistralConfig(vocab_size=14, num_key_value_heads=2, sliding_window=4, max_position_embeddings=64, **sizes)
     )
     policy = Policy(model, tokenizer)
-    assert all(layer.is_sliding for layer in native._make_cache(model.config).layers)
-    completions = NativeEngine(policy).generate(RAGGED, sampling(), n=4)
+    with pytest.warns(UserWarning, match="this MistralForCausalLM has layers that do not look at the whole context"):
+        completions = NativeEngine(policy).generate(RAGGED, sampling(), n=4)
     for logprobs, rescored in zip(completions.logprobs, scored(policy, RAGGED, completions, 4, 1.0), strict=True):
         np.testing.assert_allclose(logprobs, rescored, atol=1e-5, rtol=0)
 
@@ -288,8 +291,9 @@ def test_sync_takes_the_new_weights_and_counts(llama, tokenizer):
     engine = NativeEngine(llama)
     before = texts(engine.generate(EVEN, sampling(temperature=0)))
     other = Policy(make_model("llama", seed=1), tokenizer)
+    other.version = 7
     engine.sync(other)
-    assert engine.version == 1
+    assert engine.version == 7
     after = texts(engine.generate(EVEN, sampling(temperature=0)))
     assert after == texts(NativeEngine(other).generate(EVEN, sampling(temperature=0)))
     assert after != before

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import textenv
-from agents.core.engines.native import NativeEngine, _uniforms
+from agents.core.engines.native import NativeEngine
+from agents.core.engines.sampling import Uniforms
 from agents.core.policy import Policy
 from agents.core.rollout import SAMPLING, Rollout
 from agents.core.stepping import sampling, step_episodes
@@ -149,7 +150,8 @@ def assert_same(stepped, rolled):
 )
 def test_stepping_gives_the_trajectories_of_a_rollout_from_the_same_draws(env_id, family, temperature):
     policy = make_policy(env_id, family)
-    draws = _uniforms((SAMPLING, 8, 9, 0), PROMPTS * GROUP)
+    uniforms, rows = Uniforms((SAMPLING, 8, 9, 0), PROMPTS * GROUP, 64, policy.device), torch.arange(PROMPTS * GROUP)
+    draws = (uniforms.at(rows, torch.full_like(rows, token), token).numpy() for token in range(64))
     stepped = step_episodes(make_envs(env_id, policy), sampling(policy, temperature, draws), **BEGIN)
     assert_same(stepped, collect(env_id, policy, temperature))
 

@@ -72,9 +72,12 @@ class Engine(ABC):
 
     Attributes:
         version: of the policy whose weights it holds (:attr:`agents.core.policy.Policy.version`).
+        keep_contexts: True while contexts are to go on in a later call, as they do over several turns: an engine may then keep
+            what it computed of them, until :meth:`release`.
     """
 
     version: int = 0
+    keep_contexts: bool = False
 
     @abstractmethod
     def generate(

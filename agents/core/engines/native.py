@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from agents.core.decoder import Decoder, unsupported
 from agents.core.engines.base import Completions, Engine, OnEnd, Sampling, check_budgets
+from agents.core.engines.cache import Cache
+from agents.core.engines.contexts import Contexts, FlatContexts, ModelContexts
+from agents.core.engines.sampling import Uniforms, choose
+from agents.core.lora import merged_state
 from agents.core.policy import Policy
 from textenv.task import Finish
 
-COMPACT_BELOW = 0.75
-"""Finished rows leave once at most this share of the batch goes on: to leave earlier copies more than it saves."""
-DRAWS_AT_ONCE = 64
-"""Tokens for which uniform numbers are drawn at a time."""
+LEAVE_SHARE = 16
+"""Rows that have ended leave once they are one in so many, since each time costs a few copies."""
+STEPS_UNSEEN = 16
+"""Tokens written on a GPU between two looks at what has ended: each look waits for it."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NativeEngine(Engine):
-    """Decodes with the policy's model: each prompt is prefilled once for its n completions, and finished rows leave.
+    """A decoding loop of our own over the :data:`agents.core.decoder.FAMILIES`, and over transformers' forward for others.
 
-    Keys and values live in buffers that grow by doubling. Models with layers other than plain full attention (sliding
-    windows, recurrent states) use transformers' own cache instead.
+    A prompt is read once for its n completions. A row that has ended leaves, and a waiting one enters, so that no answer
+    waits for a longer one. What is drawn depends on the sampling's seed and a completion's number, not on the batch.
 
     Args:
-        policy: whose weights to use.
+        policy: whose weights to use, as they are at each call.
+        dtype: "float32", "bfloat16" or "float16", to generate in; default the policy's own. Log-probabilities of a coarser
+            type than the learner's differ from the learner's, see the metric ``logp_gap``.
+        max_rows: most completions written at once; default as many as the memory holds.
+        memory: GiB for keys and values; default half of what is free.
+
+    Raises:
+        ValueError: an unknown dtype, one that the processor has no instructions for, or one for a model of an unknown family.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(
+        self, policy: Policy, *, dtype: str | None = None, max_rows: int | None = None, memory: float | None = None
+    ) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        if memory is not None and memory <= 0:
+            raise ValueError(f"memory must be more than 0 GiB, got {memory}")
+        self.policy, self.version = policy, policy.version
+        self.max_rows, self.memory = max_rows, memory
+        self.dtype = next(policy.model.parameters()).dtype if dtype is None else DTYPES[dtype]
+        check_dtype(self.dtype, policy.device)
+        self.unsupported = unsupported(policy.model)
+        if self.unsupported is not None and dtype is not None:
+            raise ValueError(f"the engine's dtype can be chosen for known models only: {self.unsupported}")
+        self._cache: Cache | None = None
+        self._parked: dict[bytes, int] = {}
 
     def sync(self, policy: Policy) -> None:
-        self.policy = policy
-        self.version += 1
+        self.release()
+        self.policy, self.version = policy, policy.version
+
+    def release(self) -> None:
+        self._cache, self._parked = None, {}
 
     @torch.inference_mode()
     def generate(
@@ -49,175 +79,233 @@ class NativeEngine(Engine):
         on_end: OnEnd | None = None,
     ) -> Completions:
         budget_B = check_budgets(prompts, sampling, n, budgets, self.policy.max_context)
-        eos_ids = self.policy.tokenizer.eos_ids
-        context = _Context(self.policy, prompts, n, int(budget_B.max()))
-        row_B = np.arange(len(budget_B))  # which completion each row of the batch is
-        alive_B = np.ones(len(row_B), dtype=bool)  # False for a row that ended and has not left yet
-        finish = np.full(len(row_B), Finish.NONE)
-        tokens_BT = np.zeros((len(row_B), int(budget_B.max())), dtype=np.int64)
-        logp_BT = np.zeros(tokens_BT.shape, dtype=np.float32)
-        length_B = np.zeros(len(row_B), dtype=np.int64)
-
-        for length, uniform_B in enumerate(_uniforms(sampling.seed, len(row_B)), start=1):
-            token_B, logp_B = self._draw(context.logits_BV, uniform_B[row_B], sampling)
-            ids_B = token_B.cpu().numpy()
-            tokens_BT[row_B[alive_B], length - 1] = ids_B[alive_B]
-            logp_BT[row_B[alive_B], length - 1] = logp_B.cpu().numpy()[alive_B]
-            finish_B = np.select(
-                [np.isin(ids_B, eos_ids), np.isin(ids_B, sampling.stop_ids), budget_B[row_B] == length],
-                [Finish.EOS, Finish.STOP, Finish.LENGTH],
-                Finish.NONE,
+        length_B = np.repeat([len(prompt) for prompt in prompts], n)
+        places = int((length_B + budget_B).max())
+        contexts: Contexts
+        if self.unsupported is None:
+            rows = min(len(budget_B), self.room(places))
+            contexts = self._flat(prompts, rows, places)
+        else:
+            rows = self.max_rows or len(budget_B)
+            warnings.warn(
+                f"generating by transformers' own forward pass, which is slower: {self.unsupported}", stacklevel=2
             )
-            finish[row_B[alive_B]] = finish_B[alive_B]
-            length_B[row_B[alive_B]] = length
-            if on_end is not None:
-                for row in row_B[alive_B & (finish_B != Finish.NONE)]:
-                    on_end(int(row), tokens_BT[row, :length])
-            alive_B &= finish_B == Finish.NONE
-            if not alive_B.any():
-                break
-            if alive_B.mean() <= COMPACT_BELOW:
-                kept = torch.from_numpy(np.flatnonzero(alive_B)).to(token_B.device)
-                context.keep(kept)
-                token_B, row_B, alive_B = token_B[kept], row_B[alive_B], alive_B[alive_B]
-            context.append(token_B)
+            contexts = ModelContexts(self.policy, int(budget_B.max()))
+        batch = _Batch(self.policy, contexts, rows, sampling, budget_B, on_end)
+        batch.write(prompts, n)
+        if self.keep_contexts:
+            self._park(batch, prompts, n)
+        return batch.completions()
+
+    def room(self, places: int) -> int:
+        """How many completions of ``places`` tokens, prompt included, are written at once.
+
+        Raises:
+            ValueError: not even one fits, or fewer than ``max_rows``.
+        """
+        config = self.policy.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        row = 2 * config.num_hidden_layers * heads * width * self.dtype.itemsize * places
+        limit = int(self.memory * 2**30) if self.memory is not None else free_memory(self.policy.device) // 2
+        fit = limit // row
+        if fit < (self.max_rows or 1):
+            wanted = self.max_rows or 1
+            raise ValueError(
+                f"keys and values of {wanted} completions of {places} tokens take {wanted * row / 2**30:.2f} GiB, but there "
+                f"are {limit / 2**30:.2f} GiB for them: {fit} would fit; "
+                "lower max_rows or max_new_tokens, or raise the engine's memory"
+            )
+        return min(fit, self.max_rows or fit)
+
+    def _flat(self, prompts: Sequence[Sequence[int]], rows: int, places: int) -> FlatContexts:
+        policy = self.policy
+        decoder = Decoder(policy.model, self._weights())
+        if self._cache is None:
+            self._cache = Cache(len(decoder.blocks), decoder.key_heads, decoder.width, self.dtype, policy.device)
+        contexts = FlatContexts(decoder, self._cache, rows, places, park=self.keep_contexts)
+        if self._parked and len(prompts) <= rows:
+            contexts.resume(*zip(*(self._parked_prefix(prompt) for prompt in prompts), strict=True))
+        self._parked = {}
+        return contexts
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The policy's weights as they are now, in the engine's type, adapters merged."""
+        device = self.policy.device
+        return {name: x.to(device, self.dtype) for name, x in merged_state(self.policy.model).items()}
+
+    def _park(self, batch: _Batch, prompts: Sequence[Sequence[int]], n: int) -> None:
+        """Remember which rows of the cache hold which contexts, for prompts that go on from them."""
+        for row, number in batch.parked.items():
+            # The last token was drawn, but never read.
+            tokens = np.concatenate([np.asarray(prompts[number // n]), batch.tokens(number)[:-1]])
+            self._parked[tokens.astype(np.int64).tobytes()] = row
+
+    def _parked_prefix(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """The row that holds the longest beginning of a prompt, its last token aside, and how much it holds; 0 of row 0."""
+        tokens = np.asarray(prompt, dtype=np.int64).tobytes()
+        for size in sorted({len(key) for key in self._parked}, reverse=True):
+            if size < len(tokens) and tokens[:size] in self._parked:
+                return self._parked[tokens[:size]], size // 8
+        return 0, 0
+
+
+class _Batch:
+    """Completions being written. Shapes: B completions, R rows of those being written now, T tokens."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        contexts: Contexts,
+        most_rows: int,
+        sampling: Sampling,
+        budget_B: np.ndarray,
+        on_end: OnEnd | None,
+    ) -> None:
+        self.policy, self.contexts, self.most_rows, self.sampling, self.on_end = (
+            policy,
+            contexts,
+            most_rows,
+            sampling,
+            on_end,
+        )
+        device = policy.device
+        num, self.longest = len(budget_B), int(budget_B.max())
+        self.uniforms = Uniforms(sampling.seed, num, self.longest, device)
+        self.allowed_V = None if policy.allowed_V.all() else policy.allowed_V
+        self.ends = torch.tensor([*policy.tokenizer.eos_ids, *sampling.stop_ids], device=device)
+        self.budget_B = torch.from_numpy(budget_B).to(device)
+        # What a row draws after its end goes to a column of its own.
+        self.tokens_BT = torch.zeros(num, self.longest + 1, dtype=torch.int64, device=device)
+        self.logp_BT = torch.zeros(num, self.longest + 1, device=device)
+        self.length_B = torch.zeros(num, dtype=torch.int64, device=device)
+        self.row_R = torch.zeros(0, dtype=torch.int64, device=device)
+        self.alive_R = torch.zeros(0, dtype=torch.bool, device=device)
+        self.logits_RV: Tensor
+        self.latest = 0
+        """an upper bound of the tokens that any row has by now"""
+        self.parked: dict[int, int] = {}
+        """of the rows of the contexts that have left: which completion each holds"""
+        self.told: set[int] = set()
+        """completions whose end has been told"""
+
+    def write(self, prompts: Sequence[Sequence[int]], n: int) -> None:
+        """Write ``n`` completions of each prompt, those that find no room as soon as there is some."""
+        waiting = [(prompt, number * n, number * n + n) for number, prompt in enumerate(prompts)]
+        look = STEPS_UNSEEN if self.policy.device.type == "cuda" else 1
+        step = 0
+        while waiting or self.contexts.rows:
+            waiting = self._admit(waiting)
+            token_R = self._draw()
+            step += 1
+            if step % look == 0 or step >= self.longest:
+                token_R = self._let_leave(token_R)
+            if self.contexts.rows:
+                self.logits_RV = self.contexts.append(token_R)
+
+    def _admit(self, waiting: list[tuple[Sequence[int], int, int]]) -> list[tuple[Sequence[int], int, int]]:
+        """Let waiting completions enter, if there is room for enough of them to be worth a pass; those still waiting."""
+        free = self.most_rows - self.contexts.rows
+        left = sum(end - start for _, start, end in waiting)
+        if not left or not self.contexts.open or free < min(left, max(1, self.most_rows // LEAVE_SHARE)):
+            return waiting
+        entering = []
+        while waiting and free:
+            prompt, start, end = waiting.pop(0)
+            entering.append((prompt, start, min(end, start + free)))
+            if end > start + free:
+                waiting.insert(0, (prompt, start + free, end))
+            free -= entering[-1][2] - start
+        first = self.contexts.rows
+        logits, owners = self.contexts.admit(
+            [prompt for prompt, _, _ in entering], [end - start for _, start, end in entering]
+        )
+        following = [start for _, start, _ in entering]
+        numbers = []
+        for owner in owners:
+            numbers.append(following[owner])
+            following[owner] += 1
+        row_R = torch.tensor(numbers, device=self.row_R.device)
+        self.row_R = torch.cat([self.row_R, row_R])
+        self.alive_R = torch.cat([self.alive_R, torch.ones_like(row_R, dtype=torch.bool)])
+        self.logits_RV = logits if first == 0 else torch.cat([self.logits_RV, logits])
+        self.parked = {row: number for row, number in self.parked.items() if row >= self.contexts.rows}
+        if not waiting:
+            self.contexts.most_rows = 0
+        return waiting
+
+    def _draw(self) -> Tensor:
+        """A token for every row, written down for those that have not ended."""
+        row_R, length_R = self.row_R, self.length_B[self.row_R]
+        uniform_R = self.uniforms.at(row_R, length_R.clamp(max=self.longest - 1), self.latest)
+        token_R, logp_R = choose(self.logits_RV, uniform_R, self.sampling, self.allowed_V)
+        self.latest = min(self.latest + 1, self.longest - 1)
+        column_R = torch.where(self.alive_R, length_R, self.longest)
+        self.tokens_BT[row_R, column_R], self.logp_BT[row_R, column_R] = token_R, logp_R
+        length_R = length_R + self.alive_R
+        self.length_B[row_R] = length_R
+        self.alive_R = self.alive_R & (token_R.unsqueeze(1) != self.ends).all(dim=1) & (length_R < self.budget_B[row_R])
+        return token_R
+
+    def _let_leave(self, token_R: Tensor) -> Tensor:
+        """Let rows that have ended leave, if they are enough to be worth it; the tokens of those that go on."""
+        alive_R = self.alive_R.cpu().numpy()
+        if self.on_end is not None:
+            self._tell(np.flatnonzero(~alive_R))
+        rows, live = len(alive_R), int(alive_R.sum())
+        if live and rows - live < max(1, rows // LEAVE_SHARE):
+            return token_R
+        movers, holes = live + np.flatnonzero(alive_R[live:]), np.flatnonzero(~alive_R[:live])
+        order = np.arange(rows)
+        order[holes], order[movers] = movers, holes
+        numbers = self.row_R.cpu().numpy()[order]
+        self.parked |= {row: int(numbers[row]) for row in range(live, rows)}
+        device = token_R.device
+        self.contexts.leave(torch.from_numpy(holes).to(device), torch.from_numpy(movers).to(device), live)
+        order_R = torch.from_numpy(order[:live]).to(device)
+        self.row_R, self.alive_R = self.row_R[order_R], self.alive_R[order_R]
+        return token_R[order_R]
+
+    def _tell(self, ended: np.ndarray) -> None:
+        assert self.on_end is not None
+        for number in self.row_R.cpu().numpy()[ended].tolist():
+            if number not in self.told:
+                self.told.add(number)
+                self.on_end(number, self.tokens(number))
+
+    def tokens(self, number: int) -> np.ndarray:
+        """Those of a completion so far."""
+        return self.tokens_BT[number, : int(self.length_B[number])].cpu().numpy()
+
+    def completions(self) -> Completions:
+        tokens_BT, logp_BT, length_B = (x.cpu().numpy() for x in (self.tokens_BT, self.logp_BT, self.length_B))
+        last_B = tokens_BT[np.arange(len(length_B)), length_B - 1]
+        finish_B = np.select(
+            [np.isin(last_B, self.policy.tokenizer.eos_ids), np.isin(last_B, self.sampling.stop_ids)],
+            [Finish.EOS, Finish.STOP],
+            Finish.LENGTH,
+        )
         return Completions(
             tokens=[row[:length] for row, length in zip(tokens_BT, length_B, strict=True)],
             logprobs=[row[:length] for row, length in zip(logp_BT, length_B, strict=True)],
-            finish=[Finish(reason) for reason in finish],
+            finish=[Finish(reason) for reason in finish_B],
         )
 
-    def _draw(self, logits_BV: Tensor, uniform_B: np.ndarray, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """A token and its log-probability for each row, by inverting the distribution function at ``uniform_B``."""
-        logp_BV = self.policy.distribution(logits_BV, sampling.temperature or 1.0)
-        if sampling.temperature == 0:
-            token_B1 = logp_BV.argmax(dim=1, keepdim=True)
-        else:
-            if sampling.top_k or sampling.top_p < 1:
-                logp_BV = _truncate(logp_BV, sampling.top_k, sampling.top_p)
-            token_B1 = draw(logp_BV, uniform_B).unsqueeze(1)
-        return token_B1.squeeze(1), logp_BV.gather(1, token_B1).squeeze(1)
 
+def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a type that a processor computes with only by imitating it.
 
-def draw(logp_BV: Tensor, uniform_B: np.ndarray) -> Tensor:
-    """A token of each row's distribution, int64 ``(B,)``: its distribution function inverted at ``uniform_B`` in [0, 1)."""
-    mass_BV = logp_BV.double().exp().cumsum(dim=1)
-    uniform_B1 = torch.from_numpy(uniform_B).to(logp_BV.device).unsqueeze(1)
-    # Scaled by the total and searched to the right, so that rounding never picks an id without probability.
-    return torch.searchsorted(mass_BV, uniform_B1 * mass_BV[:, -1:], right=True).squeeze(1)
-
-
-class _Context:
-    """The sequences being written: the model's cache, masks and positions, and the logits of the next token.
-
-    Prompts are padded on the left; when all have one length there is neither mask nor position to pass.
+    Raises:
+        ValueError: it has no instructions for it.
     """
-
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], n: int, budget: int) -> None:
-        self.policy = policy
-        self.logits_BV: Tensor
-        self.length = max(map(len, prompts))
-        lengths_P = np.array([len(prompt) for prompt in prompts])
-        tokens_PT = np.zeros((len(prompts), self.length), dtype=np.int64)
-        real_PT = np.arange(self.length) >= self.length - lengths_P[:, None]
-        tokens_PT[real_PT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
-
-        self.cache: Any = _make_cache(policy.model.config)
-        self.mask_BT: Tensor | None = None
-        self.position_B: Tensor | None = None
-        if not real_PT.all():
-            real_PT = np.pad(real_PT, ((0, 0), (0, budget)), constant_values=True)
-            self.mask_BT = torch.from_numpy(real_PT).to(policy.device)
-            self.position_B = torch.from_numpy(lengths_P).to(policy.device)
-        self._forward(torch.from_numpy(tokens_PT).to(policy.device), self._prefill_positions())
-        if n > 1:
-            self.keep(torch.arange(len(prompts), device=policy.device).repeat_interleave(n))
-            self.logits_BV = self.logits_BV.repeat_interleave(n, dim=0)
-
-    def append(self, token_B: Tensor) -> None:
-        """Add one token to each row."""
-        self.length += 1
-        position_B1 = None
-        if self.position_B is not None:
-            # A row that ended but has not left yet stays within the model's positions.
-            position_B1 = self.position_B.clamp(max=(self.policy.max_context or self.length) - 1).unsqueeze(1)
-            self.position_B = self.position_B + 1
-        self._forward(token_B.unsqueeze(1), position_B1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order, a row as often as it is named."""
-        self.cache.reorder_cache(rows)
-        if self.mask_BT is not None and self.position_B is not None:
-            self.mask_BT, self.position_B = self.mask_BT[rows], self.position_B[rows]
-
-    def _prefill_positions(self) -> Tensor | None:
-        if self.mask_BT is None:
-            return None
-        return (self.mask_BT[:, : self.length].cumsum(dim=1) - 1).clamp(min=0)
-
-    def _forward(self, tokens_BT: Tensor, position_BT: Tensor | None) -> None:
-        logits_B1V, self.cache = self.policy.logits(
-            tokens_BT,
-            torch.tensor([tokens_BT.shape[1] - 1], device=tokens_BT.device),
-            attention_mask=None if self.mask_BT is None else self.mask_BT[:, : self.length],
-            position_ids=position_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.logits_BV = logits_B1V[:, 0]
+    if device.type != "cpu" or dtype == torch.float32:
+        return
+    if dtype == torch.float16 or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        raise ValueError(f"this processor has no instructions for {dtype}; generate in float32")
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values in buffers that double when full, so that a step writes one column and copies no past."""
-
-    capacity = 0
-    key_buffer: Any
-    value_buffer: Any
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if end > self.capacity:
-            self.capacity = max(end, 2 * self.capacity)
-            self.key_buffer = _grown(self.keys, key_states, start, self.capacity)
-            self.value_buffer = _grown(self.values, value_states, start, self.capacity)
-            self.is_initialized = True
-        self.key_buffer[:, :, start:end] = key_states
-        self.value_buffer[:, :, start:end] = value_states
-        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.key_buffer, self.value_buffer, self.capacity = self.keys, self.values, self.get_seq_length()
-
-
-def _grown(past: Tensor | None, states: Tensor, length: int, capacity: int) -> Tensor:
-    buffer = states.new_empty((*states.shape[:2], capacity, states.shape[3]))
-    if past is not None:
-        buffer[:, :, :length] = past
-    return buffer
-
-
-def _make_cache(config: Any) -> Cache:
-    stock = DynamicCache(config=config)
-    if all(type(layer) is DynamicLayer for layer in stock.layers):
-        return Cache(layers=[GrowingLayer() for _ in stock.layers])
-    return stock
-
-
-def _uniforms(seed: int | tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
-    """Uniform numbers ``(rows,)`` in [0, 1), token after token; row i's do not depend on how many rows there are."""
-    words = [seed] if isinstance(seed, int) else list(seed)
-    for block in count():
-        yield from np.random.default_rng([*words, block]).random((rows, DRAWS_AT_ONCE)).T
-
-
-def _truncate(logp_BV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The log-probabilities once all but the k likeliest, and those beyond a mass of p, are cut off."""
-    sorted_BV, order_BV = logp_BV.sort(dim=1, descending=True, stable=True)
-    before_BV = sorted_BV.exp().cumsum(dim=1) - sorted_BV.exp()
-    cut_BV = before_BV >= top_p
-    if top_k:
-        cut_BV[:, top_k:] = True
-    return torch.log_softmax(logp_BV.masked_fill(cut_BV.gather(1, order_BV.argsort(dim=1)), -torch.inf), dim=1)
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

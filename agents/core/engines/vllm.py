@@ -238,9 +238,9 @@ class VLLMEngine(BaseVLLMEngine):
         if memory <= 0:
             raise ValueError(f"memory must be more than 0 GiB, got {memory}")
         if lora and POLICY not in adapters(policy.model):
-            raise ValueError(
-                "lora serves the policy's adapter, and the policy has none; add it first, or leave lora out"
-            )
+            raise ValueError("lora=True needs a policy with an adapter; add it first, or leave lora out")
+        if lora and policy.model.peft_config[POLICY].r > LORA_RANKS[-1]:
+            raise ValueError(f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most; leave lora out, and it is merged")
         self.memory, self.eager, self.lora = memory, eager, lora
         self._llm: Any = None
         self._asleep = False

@@ -1,0 +1,143 @@
+"""Keys and values of the sequences being written, and attention into them.
+
+Shapes: R rows, N new tokens of all rows, H query heads, K key heads, D their width, S places of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Cache:
+    """Keys and values of ``rows`` sequences, by layer ``(R, K, S, D)``.
+
+    The rows in use are the first ones, and all places of a row are attended to, those not written yet behind a mask: a
+    processor reads memory without gaps up to twice as fast as with them.
+
+    Args:
+        layers, heads, width: of the model's keys.
+        dtype, device: of what is kept.
+    """
+
+    def __init__(self, layers: int, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = [torch.zeros(0, heads, 0, width, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(0, heads, 0, width, dtype=dtype, device=device) for _ in range(layers)]
+
+    @property
+    def rows(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def places(self) -> int:
+        return self.keys[0].shape[2]
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one place of one row in all layers."""
+        layer = self.keys[0]
+        return 2 * len(self.keys) * layer.shape[1] * layer.shape[3] * layer.element_size()
+
+    def resize(self, rows: int, places: int, held: int) -> None:
+        """Make room for ``rows`` rows of ``places``, keeping the first ``held``; layer by layer, so that no two copies of all
+        of it ever exist."""
+        for buffers in (self.keys, self.values):
+            for layer, old in enumerate(buffers):
+                new = old.new_zeros(rows, old.shape[1], places, old.shape[3])
+                shared = min(places, old.shape[2])
+                new[:held, :, :shared] = old[:held, :, :shared]
+                buffers[layer] = new
+
+    def take(self, row_R: Tensor) -> None:
+        """Hold these rows from now on, in this order."""
+        for buffers in (self.keys, self.values):
+            for layer, old in enumerate(buffers):
+                buffers[layer] = old[row_R]
+
+    def copy(self, sources_R: Tensor, targets_R: Tensor) -> None:
+        """Overwrite the rows ``targets_R`` with what ``sources_R`` hold."""
+        for buffer in (*self.keys, *self.values):
+            buffer[targets_R] = buffer[sources_R]
+
+    def swap(self, ones_R: Tensor, others_R: Tensor) -> None:
+        """Exchange two sets of rows."""
+        for buffer in (*self.keys, *self.values):
+            kept = buffer[ones_R]
+            buffer[ones_R] = buffer[others_R]
+            buffer[others_R] = kept
+
+
+class Reading:
+    """New tokens of the rows, one or more each: written to the cache, they look at it and at those before them.
+
+    Args:
+        cache: has the places that they take.
+        row_N: the row of each, in order.
+        position_N: the place that it takes.
+        rows: how many rows they belong to, the first ``rows`` from ``first`` on.
+        first: the first of them.
+    """
+
+    def __init__(self, cache: Cache, row_N: Tensor, position_N: Tensor, rows: int, first: int = 0) -> None:
+        self.cache, self.row_N, self.position_N = cache, row_N, position_N
+        self.span = slice(first, first + rows)
+        self.one_each = len(row_N) == rows
+        place_S = torch.arange(cache.places, device=position_N.device)
+        if self.one_each:
+            query_RT = position_N.unsqueeze(1)
+            # Where each row's key of each head goes, in a flat view of the buffer.
+            heads = cache.keys[0].shape[1]
+            head_K = torch.arange(heads, device=position_N.device)
+            slot_NK = (row_N.unsqueeze(1) * heads + head_K) * cache.places + query_RT
+            self.slot_M = slot_NK.flatten()
+        else:
+            self.row_N = row_N
+            local_N = row_N - first
+            count_R = torch.bincount(local_N, minlength=rows)
+            begin_R = count_R.cumsum(0) - count_R
+            column_N = torch.arange(len(row_N), device=row_N.device) - begin_R[local_N]
+            self.shape = rows, int(count_R.max())
+            self.taken = local_N * self.shape[1] + column_N
+            query_RT = position_N.new_zeros(self.shape).flatten().scatter(0, self.taken, position_N).view(self.shape)
+        seen_RTS = place_S <= query_RT.unsqueeze(2)
+        dtype = cache.keys[0].dtype
+        self.mask_R1TS = torch.zeros(seen_RTS.shape, dtype=dtype, device=seen_RTS.device)
+        self.mask_R1TS = self.mask_R1TS.masked_fill_(~seen_RTS, -torch.inf).unsqueeze(1)
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, scale: float) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        if not self.one_each:
+            keys[self.row_N, :, self.position_N] = key_NKD
+            values[self.row_N, :, self.position_N] = value_NKD
+            return self._read_several(keys[self.span], values[self.span], query_NHD, scale)
+        width = keys.shape[3]
+        keys.view(-1, width).index_copy_(0, self.slot_M, key_NKD.reshape(-1, width))
+        values.view(-1, width).index_copy_(0, self.slot_M, value_NKD.reshape(-1, width))
+        return self._read_one(keys[self.span], values[self.span], query_NHD, scale)
+
+    def _read_one(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_RHD: Tensor, scale: float) -> Tensor:
+        rows, heads, places, width = keys_RKSD.shape
+        shared = query_RHD.shape[1] // heads  # query heads that read the same keys
+        query = query_RHD.reshape(rows, heads, shared, width)
+        if query.dtype != torch.float32:  # products of half types are to be added up in float32
+            mask_R11S = self.mask_R1TS
+            seen = functional.scaled_dot_product_attention(
+                query, keys_RKSD, values_RKSD, attn_mask=mask_R11S, scale=scale
+            )
+            return seen.reshape(rows, -1)
+        pairs = rows * heads
+        product = torch.bmm(
+            (query * scale).view(pairs, shared, width), keys_RKSD.view(pairs, places, width).transpose(1, 2)
+        )
+        product.view(rows, heads, shared, places).add_(self.mask_R1TS)
+        return torch.bmm(product.softmax(dim=2), values_RKSD.view(pairs, places, width)).view(rows, -1)
+
+    def _read_several(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_NHD: Tensor, scale: float) -> Tensor:
+        heads, width = query_NHD.shape[1:]
+        query = query_NHD.new_zeros(self.shape[0] * self.shape[1], heads, width)
+        query = query.index_copy_(0, self.taken, query_NHD).view(*self.shape, heads, width).transpose(1, 2)
+        seen_RHTD = functional.scaled_dot_product_attention(
+            query, keys_RKSD, values_RKSD, attn_mask=self.mask_R1TS, scale=scale, enable_gqa=heads != keys_RKSD.shape[1]
+        )
+        return seen_RHTD.transpose(1, 2).reshape(-1, heads * width).index_select(0, self.taken)
