@@ -43,8 +43,8 @@ class Block:
     """One layer, as functions of flat states."""
 
     norm_before: Map
-    qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    """``(N, E)`` to ``(N, H, D)``, ``(N, K, D)``, ``(N, K, D)``, before rotation"""
+    qkv: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """``(N, E)`` to queries and keys ``(N, H + K, D)``, not yet turned, and values ``(N, K, D)``"""
     out: Map
     norm_between: Map
     mlp: Map
@@ -106,17 +106,16 @@ class Decoder:
         hidden_NE, turn = self.positions(self.embed(tokens_N), position_N)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                hidden_NE = checkpoint(_run, block, layer, hidden_NE, turn, attend, use_reentrant=False)
+                hidden_NE = checkpoint(self._run, block, layer, hidden_NE, turn, attend, use_reentrant=False)
             else:
-                hidden_NE = _run(block, layer, hidden_NE, turn, attend)
+                hidden_NE = self._run(block, layer, hidden_NE, turn, attend)
         return self.norm(hidden_NE)
 
-
-def _run(block: Block, layer: int, hidden_NE: Tensor, turn: Map, attend: Attend) -> Tensor:
-    query_NHD, key_NKD, value_NKD = block.qkv(block.norm_before(hidden_NE))
-    seen_NE = attend(layer, turn(query_NHD), turn(key_NKD), value_NKD, block.scale)
-    hidden_NE = hidden_NE + block.out(seen_NE)
-    return hidden_NE + block.mlp(block.norm_between(hidden_NE))
+    def _run(self, block: Block, layer: int, hidden_NE: Tensor, turn: Map, attend: Attend) -> Tensor:
+        both_NHD, value_NKD = block.qkv(block.norm_before(hidden_NE))
+        query_NHD, key_NKD = turn(both_NHD).split((self.heads, self.key_heads), dim=1)
+        hidden_NE = hidden_NE + block.out(attend(layer, query_NHD, key_NKD, value_NKD, block.scale))
+        return hidden_NE + block.mlp(block.norm_between(hidden_NE))
 
 
 # --- where the weights come from ---
@@ -128,44 +127,32 @@ class _Weights:
     def __init__(self, model: Any, packed: Mapping[str, Tensor] | None) -> None:
         self.model, self.packed = model, packed
 
-    def tensor(self, module: str, name: str = "weight") -> Tensor:
-        """A parameter that needs no packing."""
+    def tensor(self, module: str, name: str = "weight") -> Callable[[], Tensor]:
+        """A parameter that needs no packing, as it is when asked for."""
         if self.packed is not None:
-            return self.packed[f"{module}.{name}"]
-        return getattr(self.model.get_submodule(module), name)
+            held = self.packed[f"{module}.{name}"]
+            return lambda: held
+        owner = self.model.get_submodule(module)
+        return lambda: getattr(owner, name)
 
-    def joined(self, *modules: str) -> Callable[[Tensor], list[Tensor]]:
-        """Several linear maps of one input."""
-        sizes = [self._size(module) for module in modules]
+    def joined(self, *modules: str) -> Map:
+        """Several linear maps of one input, their results side by side."""
         if self.packed is None:
             maps = [partial(_live, self.model.get_submodule(module)) for module in modules]
-            return lambda x: [apply(x) for apply in maps]
+            return maps[0] if len(maps) == 1 else lambda x: torch.cat([apply(x) for apply in maps], dim=-1)
         weight, bias = self._packed(modules[0])
         if len(modules) > 1:
             parts = [self._packed(module) for module in modules]
             weight = torch.cat([part for part, _ in parts])
             bias = None if bias is None else torch.cat([part for _, part in parts if part is not None])
-        product = PackedLinear(weight, bias)
-        return lambda x: list(product(x).split(sizes, dim=-1))
-
-    def one(self, module: str) -> Map:
-        """A linear map."""
-        apply = self.joined(module)
-        return lambda x: apply(x)[0]
+        return PackedLinear(weight, bias)
 
     def _packed(self, module: str) -> tuple[Tensor, Tensor | None]:
         assert self.packed is not None
         weight, bias = self.packed[f"{module}.weight"], self.packed.get(f"{module}.bias")
-        return (weight.t() if _transposed(_base(self.model.get_submodule(module))) else weight), bias
-
-    def _size(self, module: str) -> int:
-        base = _base(self.model.get_submodule(module))
-        return base.weight.shape[1 if _transposed(base) else 0]
-
-
-def _base(module: Any) -> Any:
-    """The layer itself, if adapters were put beside it."""
-    return getattr(module, "base_layer", module)
+        owner = self.model.get_submodule(module)
+        # With adapters beside it, the layer itself is its base.
+        return (weight.t() if _transposed(getattr(owner, "base_layer", owner)) else weight), bias
 
 
 def _transposed(module: Any) -> bool:
@@ -194,18 +181,22 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     factor = config.hidden_size**0.5 if shift else None
 
     def norm(module: str) -> Map:
-        held = model.get_submodule(module)
+        held, weight = model.get_submodule(module), weights.tensor(module)
         eps = held.eps if hasattr(held, "eps") else held.variance_epsilon
-        return lambda x: _rms_norm(x, weights.tensor(module), eps, shift)
+        return lambda x: _rms_norm(x, weight(), eps, shift)
+
+    embedding = weights.tensor("model.embed_tokens")
 
     def embed(tokens_N: Tensor) -> Tensor:
-        hidden_NE = functional.embedding(tokens_N, weights.tensor("model.embed_tokens"), padding)
+        hidden_NE = functional.embedding(tokens_N, embedding(), padding)
         # The factor is rounded to the model's type, as transformers does.
         return hidden_NE if factor is None else hidden_NE * torch.tensor(factor, dtype=hidden_NE.dtype).item()
 
     def positions(hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Map]:
         cos_1ND, sin_1ND = base.rotary_emb(hidden_NE, position_N.unsqueeze(0))
-        return hidden_NE, partial(_rotate, cos_ND=cos_1ND[0].unsqueeze(1), sin_ND=sin_1ND[0].unsqueeze(1))
+        left_ND, right_ND = sin_1ND[0].chunk(2, dim=-1)
+        signed_N1D = torch.cat((-left_ND, right_ND), dim=-1).unsqueeze(1)
+        return hidden_NE, partial(_rotate, cos_N1D=cos_1ND[0].unsqueeze(1), sin_N1D=signed_N1D)
 
     def block(index: int) -> Block:
         layer, name = base.layers[index], f"model.layers.{index}"
@@ -213,29 +204,33 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
         width = attention.head_dim
         project = weights.joined(*(f"{name}.self_attn.{which}_proj" for which in "qkv"))
         gate_up = weights.joined(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
-        down, activation = weights.one(f"{name}.mlp.down_proj"), layer.mlp.act_fn
-        normed = hasattr(attention, "q_norm")
-        norms = [norm(f"{name}.self_attn.{which}_norm") for which in "qk"] if normed else []
+        down, activation = weights.joined(f"{name}.mlp.down_proj"), layer.mlp.act_fn
+        key_heads = config.num_key_value_heads
+        heads = config.num_attention_heads
+        norms = [norm(f"{name}.self_attn.{which}_norm") for which in "qk"] if hasattr(attention, "q_norm") else []
 
-        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            query, key, value = (part.unflatten(-1, (-1, width)) for part in project(x_NE))
-            return (norms[0](query), norms[1](key), value) if normed else (query, key, value)
+        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor]:
+            both, value = project(x_NE).view(len(x_NE), -1, width).split((heads + key_heads, key_heads), dim=1)
+            if norms:
+                query, key = both.split((heads, key_heads), dim=1)
+                both = torch.cat((norms[0](query), norms[1](key)), dim=1)
+            return both, value
 
         def mlp(x_NE: Tensor) -> Tensor:
-            gate, up = gate_up(x_NE)
+            gate, up = gate_up(x_NE).chunk(2, dim=-1)
             return down(activation(gate) * up)
 
         return Block(
             norm_before=norm(f"{name}.input_layernorm"),
             qkv=qkv,
-            out=weights.one(f"{name}.self_attn.o_proj"),
+            out=weights.joined(f"{name}.self_attn.o_proj"),
             norm_between=norm(f"{name}.post_attention_layernorm"),
             mlp=mlp,
             scale=attention.scaling,
         )
 
     blocks = [block(index) for index in range(config.num_hidden_layers)]
-    return embed, positions, blocks, norm("model.norm"), weights.one("lm_head")
+    return embed, positions, blocks, norm("model.norm"), weights.joined("lm_head")
 
 
 def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
@@ -244,37 +239,38 @@ def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     width = config.hidden_size // config.num_attention_heads
 
     def norm(module: str) -> Map:
-        eps = model.get_submodule(module).eps
-        return lambda x: functional.layer_norm(
-            x, x.shape[-1:], weights.tensor(module), weights.tensor(module, "bias"), eps
-        )
+        weight, bias, eps = weights.tensor(module), weights.tensor(module, "bias"), model.get_submodule(module).eps
+        return lambda x: functional.layer_norm(x, x.shape[-1:], weight(), bias(), eps)
+
+    embedding, places = weights.tensor("transformer.wte"), weights.tensor("transformer.wpe")
 
     def embed(tokens_N: Tensor) -> Tensor:
-        return functional.embedding(tokens_N, weights.tensor("transformer.wte"))
+        return functional.embedding(tokens_N, embedding())
 
     def positions(hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Map]:
-        return hidden_NE + functional.embedding(position_N, weights.tensor("transformer.wpe")), _as_it_is
+        return hidden_NE + functional.embedding(position_N, places()), _as_it_is
 
     def block(index: int) -> Block:
         layer, name = base.h[index], f"transformer.h.{index}"
-        project, activation = weights.one(f"{name}.attn.c_attn"), layer.mlp.act
-        up, down = weights.one(f"{name}.mlp.c_fc"), weights.one(f"{name}.mlp.c_proj")
+        project, activation = weights.joined(f"{name}.attn.c_attn"), layer.mlp.act
+        up, down = weights.joined(f"{name}.mlp.c_fc"), weights.joined(f"{name}.mlp.c_proj")
+        heads = config.num_attention_heads
 
-        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            query, key, value = project(x_NE).unflatten(-1, (3, -1, width)).unbind(1)
-            return query, key, value
+        def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor]:
+            both, value = project(x_NE).view(len(x_NE), -1, width).split((2 * heads, heads), dim=1)
+            return both, value
 
         return Block(
             norm_before=norm(f"{name}.ln_1"),
             qkv=qkv,
-            out=weights.one(f"{name}.attn.c_proj"),
+            out=weights.joined(f"{name}.attn.c_proj"),
             norm_between=norm(f"{name}.ln_2"),
             mlp=lambda x_NE: down(activation(up(x_NE))),
             scale=width**-0.5,
         )
 
     blocks = [block(index) for index in range(config.num_hidden_layers)]
-    return embed, positions, blocks, norm("transformer.ln_f"), weights.one("lm_head")
+    return embed, positions, blocks, norm("transformer.ln_f"), weights.joined("lm_head")
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
@@ -283,10 +279,13 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def _rotate(x_NHD: Tensor, *, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Turn each pair of the two halves of D by its angle (arXiv:2104.09864, eq. 34, with the halves as pairs)."""
+def _rotate(x_NHD: Tensor, *, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+    """Turn each pair of the two halves of D by its angle (arXiv:2104.09864, eq. 34, with the halves as pairs).
+
+    The sines of the first half come with their sign changed.
+    """
     left, right = x_NHD.chunk(2, dim=-1)
-    return torch.addcmul(x_NHD * cos_ND, torch.cat((-right, left), dim=-1), sin_ND)
+    return torch.addcmul(x_NHD * cos_N1D, torch.cat((right, left), dim=-1), sin_N1D)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FEW_ROWS, SMALL_WEIGHT = 12, 2**17
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``, differentiable.
@@ -37,14 +39,17 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.packed = _by_onednn(weight, weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         self.bias = bias
+        onednn = _by_onednn(weight, weight)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if onednn else None
+        # Of a small weight and few rows oneDNN takes longer to start than the product takes.
+        self._plain_below = FEW_ROWS if weight.numel() < SMALL_WEIGHT else 0
+        self._plain = weight if self._plain_below or not onednn else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed:
-            return _product(x, self.weight, self.bias)
-        return functional.linear(x, self.weight, self.bias)
+        if self._packed is not None and len(x) >= self._plain_below:
+            return _product(x, self._packed, self.bias)
+        return functional.linear(x, self._plain, self.bias)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -40,13 +40,17 @@ class Cache:
         return 2 * len(self.keys) * layer.shape[1] * layer.shape[3] * layer.element_size()
 
     def resize(self, rows: int, places: int, held: int) -> None:
-        """Make room for ``rows`` rows of ``places``, keeping the first ``held``; layer by layer, so that no two copies of all
-        of it ever exist."""
+        """Make room for ``rows`` rows of ``places``, no fewer than before, and keep the first ``held``.
+
+        It goes layer by layer, so that all of it never exists twice.
+        """
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
-                new = old.new_zeros(rows, old.shape[1], places, old.shape[3])
-                shared = min(places, old.shape[2])
-                new[:held, :, :shared] = old[:held, :, :shared]
+                new = old.new_empty(rows, old.shape[1], places, old.shape[3])
+                new[:held, :, : old.shape[2]] = old[:held]
+                # What is masked is multiplied by 0, so it has to be finite.
+                new[:held, :, old.shape[2] :] = 0
+                new[held:] = 0
                 buffers[layer] = new
 
     def take(self, row_R: Tensor) -> None:
@@ -100,10 +104,8 @@ class Reading:
             self.shape = rows, int(count_R.max())
             self.taken = local_N * self.shape[1] + column_N
             query_RT = position_N.new_zeros(self.shape).flatten().scatter(0, self.taken, position_N).view(self.shape)
-        seen_RTS = place_S <= query_RT.unsqueeze(2)
-        dtype = cache.keys[0].dtype
-        self.mask_R1TS = torch.zeros(seen_RTS.shape, dtype=dtype, device=seen_RTS.device)
-        self.mask_R1TS = self.mask_R1TS.masked_fill_(~seen_RTS, -torch.inf).unsqueeze(1)
+        seen_R1TS = (place_S <= query_RT.unsqueeze(2)).unsqueeze(1)
+        self.mask_R1TS = torch.where(seen_R1TS, 0.0, -torch.inf).to(cache.keys[0].dtype)
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]

@@ -35,7 +35,7 @@ def make_engine(spec: str, policy: Policy) -> Engine:
     return engine_class(policy, **options)
 
 
-def check_engine(spec: str) -> tuple[type[Engine], dict[str, Any]]:
+def check_engine(spec: str) -> tuple[type[Any], dict[str, Any]]:
     """The class and the options that ``spec`` names: what of it can be checked before a model loads.
 
     Raises:

@@ -16,6 +16,7 @@ BLOCK = 512
 """Tokens whose masses are added up together; a larger vocabulary is searched block by block."""
 DRAWS_AT_ONCE = 64
 """Tokens for which uniform numbers are drawn at a time."""
+BELOW_ONE = 1 - 2**-52
 
 
 def choose(
@@ -108,7 +109,7 @@ def _search(mass_BC: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor, Tensor
     total_B1 = sum_BC[:, -1:]
     wanted_B1 = uniform_B1 * total_B1
     block_B1 = _first_above(sum_BC, wanted_B1)
-    return block_B1, total_B1, wanted_B1 - (sum_BC - mass_BC).gather(1, block_B1)
+    return block_B1, total_B1, (wanted_B1 - (sum_BC - mass_BC).gather(1, block_B1)).clamp(min=0)
 
 
 def _first_above(sum_BC: Tensor, wanted_B1: Tensor) -> Tensor:
@@ -116,9 +117,7 @@ def _first_above(sum_BC: Tensor, wanted_B1: Tensor) -> Tensor:
 
     Only an entry with a mass of its own is ever above, so that rounding never picks one without.
     """
-    total_B1 = sum_BC[:, -1:]
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    return torch.searchsorted(sum_BC, wanted_B1.clamp(min=0).minimum(below_B1), right=True)
+    return torch.searchsorted(sum_BC, wanted_B1.minimum(sum_BC[:, -1:] * BELOW_ONE), right=True)
 
 
 def _truncate(logp_BV: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
@@ -75,7 +75,7 @@ class VLLMServerEngine(BaseVLLMEngine):
 
     def _start(self, policy: Policy) -> None:
         # A proxy of the environment is for other machines.
-        client = httpx.Client(base_url=self.url, timeout=self.timeout, trust_env=False)
+        client = httpx2.Client(base_url=self.url, timeout=self.timeout, trust_env=False)
         self._client = self._held.enter_context(client)
         self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="textenv-", dir=self.folder)))
         version = self._send("GET", "/version")["version"]
@@ -118,19 +118,19 @@ class VLLMServerEngine(BaseVLLMEngine):
         self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
     ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
         bias = dict.fromkeys(self._bias, FORBIDDEN)
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            try:
+        pool = ThreadPoolExecutor(CONCURRENCY)
+        try:
+            with self._fatal("generation"):
+                rows = {
+                    pool.submit(self._complete, prompt, int(budget_B[row]), int(seed_B[row]), sampling, bias): row
+                    for row, prompt in enumerate(prompts_B)
+                }
+            for future in as_completed(rows):
                 with self._fatal("generation"):
-                    rows = {
-                        pool.submit(self._complete, prompt, int(budget_B[row]), int(seed_B[row]), sampling, bias): row
-                        for row, prompt in enumerate(prompts_B)
-                    }
-                for future in as_completed(rows):
-                    with self._fatal("generation"):
-                        ids, logp = future.result()
-                    yield rows[future], ids, logp
-            finally:  # whoever reads has had enough, or the server is gone
-                pool.shutdown(wait=False, cancel_futures=True)
+                    ids, logp = future.result()
+                yield rows[future], ids, logp
+        finally:  # also when whoever reads has had enough
+            pool.shutdown(cancel_futures=True)
 
     def _complete(
         self, prompt: Sequence[int], budget: int, seed: int, sampling: Sampling, bias: dict[int, float]
@@ -161,7 +161,7 @@ class VLLMServerEngine(BaseVLLMEngine):
             RuntimeError: it refuses.
         """
         response = self._client.request(method, route, json=body)
-        if response.status_code == httpx.codes.NOT_FOUND and not route.startswith("/v1"):
+        if response.status_code == httpx2.codes.NOT_FOUND and not route.startswith("/v1"):
             raise RuntimeError(f"the server at {self.url} does not have {route}; start it so: {COMMAND}")
         if response.is_error:
             raise RuntimeError(
