@@ -36,6 +36,8 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angle depends on the position alone."""
 
 Map = Callable[[Tensor], Tensor]
+AddedMap = Callable[[Tensor, Tensor], Tensor]
+"""Of the first, added to the second."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Block:
     norm_before: Map
     qkv: Callable[[Tensor], tuple[Tensor, Tensor]]
     """``(N, E)`` to queries and keys ``(N, H + K, D)``, not yet turned, and values ``(N, K, D)``"""
-    out: Map
+    out: AddedMap
     norm_between: Map
-    mlp: Map
+    mlp: AddedMap
     scale: float
     """of the products of queries and keys"""
 
@@ -114,8 +116,8 @@ class Decoder:
     def _run(self, block: Block, layer: int, hidden_NE: Tensor, turn: Map, attend: Attend) -> Tensor:
         both_NHD, value_NKD = block.qkv(block.norm_before(hidden_NE))
         query_NHD, key_NKD = turn(both_NHD).split((self.heads, self.key_heads), dim=1)
-        hidden_NE = hidden_NE + block.out(attend(layer, query_NHD, key_NKD, value_NKD, block.scale))
-        return hidden_NE + block.mlp(block.norm_between(hidden_NE))
+        hidden_NE = block.out(attend(layer, query_NHD, key_NKD, value_NKD, block.scale), hidden_NE)
+        return block.mlp(block.norm_between(hidden_NE), hidden_NE)
 
 
 # --- where the weights come from ---
@@ -146,6 +148,11 @@ class _Weights:
             weight = torch.cat([part for part, _ in parts])
             bias = None if bias is None else torch.cat([part for _, part in parts if part is not None])
         return PackedLinear(weight, bias)
+
+    def added(self, module: str) -> AddedMap:
+        """A linear map whose result is added to something."""
+        apply = self.joined(module)
+        return apply if isinstance(apply, PackedLinear) else lambda x, hidden: hidden + apply(x)
 
     def _packed(self, module: str) -> tuple[Tensor, Tensor | None]:
         assert self.packed is not None
@@ -204,7 +211,7 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
         width = attention.head_dim
         project = weights.joined(*(f"{name}.self_attn.{which}_proj" for which in "qkv"))
         gate_up = weights.joined(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
-        down, activation = weights.joined(f"{name}.mlp.down_proj"), layer.mlp.act_fn
+        down, activation = weights.added(f"{name}.mlp.down_proj"), layer.mlp.act_fn
         key_heads = config.num_key_value_heads
         heads = config.num_attention_heads
         norms = [norm(f"{name}.self_attn.{which}_norm") for which in "qk"] if hasattr(attention, "q_norm") else []
@@ -216,14 +223,14 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
                 both = torch.cat((norms[0](query), norms[1](key)), dim=1)
             return both, value
 
-        def mlp(x_NE: Tensor) -> Tensor:
+        def mlp(x_NE: Tensor, hidden_NE: Tensor) -> Tensor:
             gate, up = gate_up(x_NE).chunk(2, dim=-1)
-            return down(activation(gate) * up)
+            return down(activation(gate) * up, hidden_NE)
 
         return Block(
             norm_before=norm(f"{name}.input_layernorm"),
             qkv=qkv,
-            out=weights.joined(f"{name}.self_attn.o_proj"),
+            out=weights.added(f"{name}.self_attn.o_proj"),
             norm_between=norm(f"{name}.post_attention_layernorm"),
             mlp=mlp,
             scale=attention.scaling,
@@ -253,7 +260,7 @@ def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     def block(index: int) -> Block:
         layer, name = base.h[index], f"transformer.h.{index}"
         project, activation = weights.joined(f"{name}.attn.c_attn"), layer.mlp.act
-        up, down = weights.joined(f"{name}.mlp.c_fc"), weights.joined(f"{name}.mlp.c_proj")
+        up, down = weights.joined(f"{name}.mlp.c_fc"), weights.added(f"{name}.mlp.c_proj")
         heads = config.num_attention_heads
 
         def qkv(x_NE: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,9 +270,9 @@ def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
         return Block(
             norm_before=norm(f"{name}.ln_1"),
             qkv=qkv,
-            out=weights.joined(f"{name}.attn.c_proj"),
+            out=weights.added(f"{name}.attn.c_proj"),
             norm_between=norm(f"{name}.ln_2"),
-            mlp=lambda x_NE: down(activation(up(x_NE))),
+            mlp=lambda x_NE, hidden_NE: down(activation(up(x_NE)), hidden_NE),
             scale=width**-0.5,
         )
 

@@ -46,10 +46,14 @@ class PackedLinear:
         self._plain_below = FEW_ROWS if weight.numel() < SMALL_WEIGHT else 0
         self._plain = weight if self._plain_below or not onednn else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._packed is not None and len(x) >= self._plain_below:
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """The map of ``x`` ``(N, I)``, plus ``added`` ``(N, O)`` if given."""
+        if self._packed is None or len(x) < self._plain_below:
+            product = functional.linear(x, self._plain, self.bias)
+            return product if added is None else product.add_(added)
+        if added is None:
             return _product(x, self._packed, self.bias)
-        return functional.linear(x, self._plain, self.bias)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, added, self._packed, self.bias, "add")
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:

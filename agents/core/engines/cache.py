@@ -106,6 +106,8 @@ class Reading:
             query_RT = position_N.new_zeros(self.shape).flatten().scatter(0, self.taken, position_N).view(self.shape)
         seen_R1TS = (place_S <= query_RT.unsqueeze(2)).unsqueeze(1)
         self.mask_R1TS = torch.where(seen_R1TS, 0.0, -torch.inf).to(cache.keys[0].dtype)
+        self.mask_PHS: Tensor | None = None
+        """the same for each pair of a row and a key head, once it is known how many heads read the same keys"""
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -129,11 +131,11 @@ class Reading:
             )
             return seen.reshape(rows, -1)
         pairs = rows * heads
-        product = torch.bmm(
-            (query * scale).view(pairs, shared, width), keys_RKSD.view(pairs, places, width).transpose(1, 2)
-        )
-        product.view(rows, heads, shared, places).add_(self.mask_R1TS)
-        return torch.bmm(product.softmax(dim=2), values_RKSD.view(pairs, places, width)).view(rows, -1)
+        if self.mask_PHS is None:
+            self.mask_PHS = self.mask_R1TS.expand(rows, heads, shared, places).reshape(pairs, shared, places)
+        keys_PDS = keys_RKSD.view(pairs, places, width).transpose(1, 2)
+        product_PHS = torch.baddbmm(self.mask_PHS, query.view(pairs, shared, width), keys_PDS, alpha=scale)
+        return torch.bmm(product_PHS.softmax(dim=2), values_RKSD.view(pairs, places, width)).view(rows, -1)
 
     def _read_several(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_NHD: Tensor, scale: float) -> Tensor:
         heads, width = query_NHD.shape[1:]

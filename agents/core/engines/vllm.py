@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -91,7 +91,7 @@ class BaseVLLMEngine(Engine):
     @abstractmethod
     def _answers(
         self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
-    ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
+    ) -> Generator[tuple[int, Sequence[int], Sequence[float]]]:
         """Row, ids and log-probabilities of each completion, as soon as it has ended."""
 
     def generate(
@@ -332,7 +332,7 @@ class VLLMEngine(BaseVLLMEngine):
 
     def _answers(
         self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
-    ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
+    ) -> Generator[tuple[int, Sequence[int], Sequence[float]]]:
         under_way: set[str] = set()
         try:
             with self._fatal("generation"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class VLLMServerEngine(BaseVLLMEngine):
 
     def _answers(
         self, prompts_B: Sequence[Sequence[int]], budget_B: np.ndarray, seed_B: np.ndarray, sampling: Sampling
-    ) -> Iterator[tuple[int, Sequence[int], Sequence[float]]]:
+    ) -> Generator[tuple[int, Sequence[int], Sequence[float]]]:
         bias = dict.fromkeys(self._bias, FORBIDDEN)
         pool = ThreadPoolExecutor(CONCURRENCY)
         try:
