@@ -78,7 +78,7 @@ class Decoder:
         model: of transformers, in ``eval`` mode.
         packed: None to compute with the model's own modules, live and differentiable, adapters included. Or the names and
             tensors of a state of the model's: it is then computed with those as they are now, packed for speed, in their type
-            and on their device, without gradients.
+            and on their device, without gradients; they must not change as long as this is used.
 
     Raises:
         ValueError: the model is of no known family: see :func:`unsupported`.

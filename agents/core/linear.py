@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FEW_ROWS, SMALL_WEIGHT = 12, 2**17
+"""Rows, and entries of a weight, below both of which torch's own product is faster: oneDNN takes longer to start."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +35,7 @@ class PackedLinear:
     """``x W^T + b`` for a weight that stays as it is for a while: what suits the kernel best is made of it once.
 
     Args:
-        weight: ``(O, I)``; later changes to it have no effect.
+        weight: ``(O, I)``; it must not change as long as this is used.
         bias: ``(O,)``.
     """
 
@@ -42,7 +43,6 @@ class PackedLinear:
         self.bias = bias
         onednn = _by_onednn(weight, weight)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if onednn else None
-        # Of a small weight and few rows oneDNN takes longer to start than the product takes.
         self._plain_below = FEW_ROWS if weight.numel() < SMALL_WEIGHT else 0
         self._plain = weight if self._plain_below or not onednn else None
 
@@ -57,6 +57,8 @@ class PackedLinear:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):  # which would not reach oneDNN
+        return False
     return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 

@@ -123,18 +123,17 @@ class Reading:
     def _read_one(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_RHD: Tensor, scale: float) -> Tensor:
         rows, heads, places, width = keys_RKSD.shape
         shared = query_RHD.shape[1] // heads  # query heads that read the same keys
-        query = query_RHD.reshape(rows, heads, shared, width)
-        if query.dtype != torch.float32:  # products of half types are to be added up in float32
-            mask_R11S = self.mask_R1TS
+        if query_RHD.dtype != torch.float32:  # products of half types are to be added up in float32
+            query = query_RHD.reshape(rows, heads, shared, width)
             seen = functional.scaled_dot_product_attention(
-                query, keys_RKSD, values_RKSD, attn_mask=mask_R11S, scale=scale
+                query, keys_RKSD, values_RKSD, attn_mask=self.mask_R1TS, scale=scale
             )
             return seen.reshape(rows, -1)
         pairs = rows * heads
         if self.mask_PHS is None:
             self.mask_PHS = self.mask_R1TS.expand(rows, heads, shared, places).reshape(pairs, shared, places)
         keys_PDS = keys_RKSD.view(pairs, places, width).transpose(1, 2)
-        product_PHS = torch.baddbmm(self.mask_PHS, query.view(pairs, shared, width), keys_PDS, alpha=scale)
+        product_PHS = torch.baddbmm(self.mask_PHS, query_RHD.reshape(pairs, shared, width), keys_PDS, alpha=scale)
         return torch.bmm(product_PHS.softmax(dim=2), values_RKSD.view(pairs, places, width)).view(rows, -1)
 
     def _read_several(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_NHD: Tensor, scale: float) -> Tensor:
