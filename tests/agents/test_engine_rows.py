@@ -119,6 +119,24 @@ def test_later_turns_read_only_what_is_new_and_write_the_same(policy, monkeypatc
         assert read <= sum(1 + len(replies[i]) for i in going) + len(going)
 
 
+@pytest.mark.parametrize("max_rows", [None, 5])
+def test_steps_of_a_fixed_size_in_fixed_memory_change_nothing(policy, monkeypatch, max_rows):
+    ask = {"n": 3, "budgets": np.random.default_rng(1).integers(1, 30, 12).tolist()}
+    prompts = long_prompts(4)
+    expected = NativeEngine(policy).generate(prompts, sampling(max_new_tokens=30), **ask)
+    # What a GPU does, but for the recording of it.
+    recorded = []
+    monkeypatch.setattr(contexts, "_record", lambda compute: recorded.append(compute) or compute)
+    monkeypatch.setattr(contexts, "ROWS_STEP", 4)
+    monkeypatch.setattr(contexts, "PLACES_STEP", 16)
+    monkeypatch.setattr(contexts.FlatContexts, "static", True)
+    got = NativeEngine(policy, max_rows=max_rows).generate(prompts, sampling(max_new_tokens=30), **ask)
+    assert len(recorded) >= 3
+    assert texts(got) == texts(expected)
+    for ours, theirs in zip(got.logprobs, expected.logprobs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_contexts_that_are_kept_are_forgotten_when_the_weights_change(llama, tokenizer):
     engine = NativeEngine(llama)
     engine.keep_contexts = True

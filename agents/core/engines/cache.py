@@ -81,13 +81,16 @@ class Reading:
         position_N: the place that it takes.
         rows: how many rows they belong to, the first ``rows`` from ``first`` on.
         first: the first of them.
+        places: of each row that are looked at; default all.
     """
 
-    def __init__(self, cache: Cache, row_N: Tensor, position_N: Tensor, rows: int, first: int = 0) -> None:
+    def __init__(
+        self, cache: Cache, row_N: Tensor, position_N: Tensor, rows: int, first: int = 0, places: int | None = None
+    ) -> None:
         self.cache, self.row_N, self.position_N = cache, row_N, position_N
-        self.span = slice(first, first + rows)
+        self.span, self.places = slice(first, first + rows), places or cache.places
         self.one_each = len(row_N) == rows
-        place_S = torch.arange(cache.places, device=position_N.device)
+        place_S = torch.arange(self.places, device=position_N.device)
         if self.one_each:
             query_RT = position_N.unsqueeze(1)
             # Where each row's key of each head goes, in a flat view of the buffer.
@@ -111,14 +114,15 @@ class Reading:
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if not self.one_each:
+        if self.one_each:
+            width = keys.shape[3]
+            keys.view(-1, width).index_copy_(0, self.slot_M, key_NKD.reshape(-1, width))
+            values.view(-1, width).index_copy_(0, self.slot_M, value_NKD.reshape(-1, width))
+        else:
             keys[self.row_N, :, self.position_N] = key_NKD
             values[self.row_N, :, self.position_N] = value_NKD
-            return self._read_several(keys[self.span], values[self.span], query_NHD, scale)
-        width = keys.shape[3]
-        keys.view(-1, width).index_copy_(0, self.slot_M, key_NKD.reshape(-1, width))
-        values.view(-1, width).index_copy_(0, self.slot_M, value_NKD.reshape(-1, width))
-        return self._read_one(keys[self.span], values[self.span], query_NHD, scale)
+        read = self._read_one if self.one_each else self._read_several
+        return read(keys[self.span, :, : self.places], values[self.span, :, : self.places], query_NHD, scale)
 
     def _read_one(self, keys_RKSD: Tensor, values_RKSD: Tensor, query_RHD: Tensor, scale: float) -> Tensor:
         rows, heads, places, width = keys_RKSD.shape

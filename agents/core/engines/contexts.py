@@ -5,7 +5,7 @@ Rows are the first ones of whatever holds them, in an order that the caller foll
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from agents.core.policy import Policy
 
 PREFILL_TOKENS = 16_384
 """Tokens of prompts that go through the model at once."""
+ROWS_STEP, PLACES_STEP = 32, 256
+"""A static step has multiples of so many rows and places."""
 
 
 class Contexts(Protocol):
@@ -50,12 +52,16 @@ class FlatContexts:
         decoder: packed.
         cache: is emptied, but for the rows that are taken up.
         most_rows: to make room for, beside those in it.
-        most_places: that any row may need; all of them are made room for at once on a GPU, where memory should stay where
-            it is, and elsewhere as rows grow.
+        most_places: that any row may need; on a GPU room is made for all of them at once, elsewhere as rows grow.
         park: keep rows that have left, as long as their room is not needed.
     """
 
     open = True
+
+    @property
+    def static(self) -> bool:
+        """Whether steps are recorded, in memory that stays where it is."""
+        return self.device.type == "cuda"
 
     def __init__(self, decoder: Decoder, cache: Cache, most_rows: int, most_places: int, *, park: bool = False) -> None:
         self.decoder, self.cache = decoder, cache
@@ -67,6 +73,7 @@ class FlatContexts:
         self.longest = 0
         self.past: list[int] = []
         """tokens of the first rows to enter that the cache holds already"""
+        self._steps: dict[tuple[int, int], StaticStep] = {}
 
     def resume(self, rows: Sequence[int], past: Sequence[int]) -> None:
         """Let the first prompts to enter begin with ``past`` tokens each that ``rows`` of the cache hold."""
@@ -107,13 +114,24 @@ class FlatContexts:
 
     def append(self, token_R: Tensor) -> Tensor:
         self.longest = min(self.longest + 1, self.most_places)
+        if self.static:
+            return self._append_static(token_R)
         self._make_room(self.rows, self.longest, held=self.cache.rows if self.park else self.rows)
+        row_R, position_R = torch.arange(self.rows, device=self.device), self._next_position()
+        hidden_RE = self.decoder(token_R, position_R, Reading(self.cache, row_R, position_R, self.rows))
+        return self.decoder.head(hidden_RE)
+
+    def _append_static(self, token_R: Tensor) -> Tensor:
+        rows, places = _round(self.rows, ROWS_STEP), min(_round(self.longest, PLACES_STEP), self.cache.places)
+        if (rows, places) not in self._steps:
+            self._steps[rows, places] = StaticStep(self.decoder, self.cache, rows, places)
+        return self._steps[rows, places](token_R, self._next_position())
+
+    def _next_position(self) -> Tensor:
         # A row that has ended and not left yet stays where it is.
         position_R = self.length_R.clamp(max=self.most_places - 1)
-        row_R = torch.arange(self.rows, device=self.device)
-        hidden_RE = self.decoder(token_R, position_R, Reading(self.cache, row_R, position_R, self.rows))
         self.length_R = self.length_R + 1
-        return self.decoder.head(hidden_RE)
+        return position_R
 
     def leave(self, holes: Tensor, movers: Tensor, live: int) -> None:
         if len(holes):
@@ -125,12 +143,62 @@ class FlatContexts:
     def _make_room(self, rows: int, places: int, held: int) -> None:
         if rows <= self.cache.rows and places <= self.cache.places:
             return
-        if self.device.type == "cuda":
-            self.cache.resize(max(rows, self.most_rows), self.most_places, held)
+        if self.static:
+            # Rows that only fill up a static step write to a last place, at which no other looks.
+            self._steps = {}
+            self.cache.resize(_round(max(rows, self.most_rows), ROWS_STEP), self.most_places + 1, held)
         else:
             step = 16 if places < 512 else 64
-            places = max(self.cache.places, -(-places // step) * step)
+            places = max(self.cache.places, _round(places, step))
             self.cache.resize(max(rows, held, self.most_rows), places, held)
+
+
+class StaticStep:
+    """One more token for a fixed number of rows, in memory that stays where it is.
+
+    A GPU is told each of a forward pass's hundreds of operations, which takes longer than most of them; recorded once, it
+    repeats them by itself.
+
+    Args:
+        decoder, cache: stay as they are.
+        rows: computed; those beyond the ones asked for come to nothing.
+        places: of each row that are looked at.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache, rows: int, places: int) -> None:
+        self.decoder, self.cache, self.places = decoder, cache, places
+        self.row_R = torch.arange(rows, device=cache.keys[0].device)
+        self.token_R = torch.zeros_like(self.row_R)
+        self.position_R = torch.full_like(self.row_R, cache.places - 1)
+        self._replay = _record(self._compute)
+
+    def __call__(self, token_R: Tensor, position_R: Tensor) -> Tensor:
+        self.token_R[: len(token_R)] = token_R
+        self.position_R[: len(token_R)] = position_R
+        self.position_R[len(token_R) :] = self.cache.places - 1
+        return self._replay()[: len(token_R)]
+
+    def _compute(self) -> Tensor:
+        reading = Reading(self.cache, self.row_R, self.position_R, len(self.row_R), places=self.places)
+        return self.decoder.head(self.decoder(self.token_R, self.position_R, reading))
+
+
+def _record(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What computes the same again into the same memory, by a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is set up at a first call must not be recorded
+        compute()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 class ModelContexts:
@@ -203,6 +271,11 @@ class ModelContexts:
             use_cache=True,
         )
         return logits_R1V[:, 0]
+
+
+def _round(number: int, step: int) -> int:
+    """Up to a multiple."""
+    return -(-number // step) * step
 
 
 def _chunks(lengths: Sequence[int]) -> list[int]:
