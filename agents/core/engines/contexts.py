@@ -122,7 +122,8 @@ class FlatContexts:
         return self.decoder.head(hidden_RE)
 
     def _append_static(self, token_R: Tensor) -> Tensor:
-        rows, places = _round(self.rows, ROWS_STEP), min(_round(self.longest, PLACES_STEP), self.cache.places)
+        rows = min(_round(self.rows, ROWS_STEP), self.cache.rows)
+        places = min(_round(self.longest, PLACES_STEP), self.cache.places)
         if (rows, places) not in self._steps:
             self._steps[rows, places] = StaticStep(self.decoder, self.cache, rows, places)
         return self._steps[rows, places](token_R, self._next_position())
@@ -141,16 +142,17 @@ class FlatContexts:
         self.longest = int(self.length_R.max()) if live else 0
 
     def _make_room(self, rows: int, places: int, held: int) -> None:
-        if rows <= self.cache.rows and places <= self.cache.places:
-            return
         if self.static:
             # Rows that only fill up a static step write to a last place, at which no other looks.
-            self._steps = {}
-            self.cache.resize(_round(max(rows, self.most_rows), ROWS_STEP), self.most_places + 1, held)
+            places = self.most_places + 1
+        if rows <= self.cache.rows and places <= self.cache.places:
+            return
+        self._steps = {}
+        rows, places = max(rows, held, self.most_rows), max(places, self.cache.places)
+        if self.static:
+            self.cache.resize(_round(rows, ROWS_STEP), places, held)
         else:
-            step = 16 if places < 512 else 64
-            places = max(self.cache.places, _round(places, step))
-            self.cache.resize(max(rows, held, self.most_rows), places, held)
+            self.cache.resize(rows, _round(places, 16 if places < 512 else 64), held)
 
 
 class StaticStep:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from packaging.specifiers import SpecifierSet
+from safetensors.torch import save_file
 from torch import Tensor
 
 from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling, check_budgets
@@ -215,8 +216,8 @@ class VLLMEngine(BaseVLLMEngine):
         dtype: in which vLLM computes: ``float32``, ``bfloat16`` or ``float16``; default the policy's. In any but float32
             the log-probabilities differ from the learner's by rounding.
         eager: False lets vLLM compile the model, and capture graphs on a GPU: a start of a minute, then faster tokens.
-        lora: give vLLM the policy's adapter as an adapter, beside weights that are synced once. The default merges it
-            into the weights at every sync, which any model and any layer allows.
+        lora: give vLLM the policy's adapter as an adapter, beside weights that it reads once, from a temporary folder. The
+            default merges it into the weights at every sync, which any model and any layer allows.
 
     Raises:
         ValueError: vLLM is missing or of another version, an option makes no sense, or the environment asks for vLLM in
@@ -245,8 +246,6 @@ class VLLMEngine(BaseVLLMEngine):
         self._llm: Any = None
         self._asleep = False
         self._adapter: Any = None
-        self._base_of: weakref.ref[Policy] | None = None
-        """whose weights vLLM has beside an adapter"""
         _engines.add(self)
 
     def sync(self, policy: Policy) -> None:
@@ -265,16 +264,14 @@ class VLLMEngine(BaseVLLMEngine):
                 self._asleep = True
 
     def close(self) -> None:
-        self._llm = self._adapter = self._base_of = None
+        self._llm = self._adapter = None
         self._asleep = False
         super().close()
 
     def _start(self, policy: Policy) -> None:
         llm_class = _import_vllm()
         self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="textenv-vllm-")))
-        config = copy.deepcopy(policy.model.config)
-        config.architectures = [type(policy.model).__name__]
-        config.save_pretrained(self._folder)
+        self._write_model(policy.model)
         options: dict[str, Any] = {"enable_sleep_mode": True}
         if _on_cpu():
             # There, a prompt that is read in several parts and has a seed ends vLLM.
@@ -285,7 +282,7 @@ class VLLMEngine(BaseVLLMEngine):
         self._llm = llm_class(
             model=str(self._folder),
             skip_tokenizer_init=True,
-            load_format="dummy",
+            load_format="auto" if self.lora else "dummy",
             dtype=self.dtype,
             max_model_len=self.context,
             max_num_seqs=MAX_ROWS,
@@ -301,22 +298,30 @@ class VLLMEngine(BaseVLLMEngine):
     def _state(self, policy: Policy) -> dict[str, Tensor]:
         return _base_state(policy.model) if self.lora else super()._state(policy)
 
+    def _write_model(self, model: Any) -> None:
+        """Write the model's config to the folder, and what no sync brings: the weights that an adapter stands beside."""
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(self._folder)
+        if self.lora:
+            # Clones, since tied weights share their memory, which the format does not allow.
+            weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _base_state(model).items()}
+            save_file(weights, self._folder / "model.safetensors")
+
     def _load(self, policy: Policy, state: dict[str, Tensor]) -> None:
         self._wake_up()
         if self.lora:
             self._load_adapter(policy)
-        if not self.lora or self._base_of is None or self._base_of() is not policy:
+        else:
             weights = [(name, tensor.detach()) for name, tensor in state.items()]
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.apply_model(_refresh_tied_head)
-            self._base_of = weakref.ref(policy)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be emptied: there are requests under way")
 
     def _load_adapter(self, policy: Policy) -> None:
         """Write the adapter to a folder of its own: vLLM takes one of a known name or number for the one it has."""
         from peft.utils import get_peft_model_state_dict
-        from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
         number = 1
