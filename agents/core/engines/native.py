@@ -229,7 +229,6 @@ class _Batch:
         self.row_R = torch.cat([self.row_R, row_R])
         self.alive_R = torch.cat([self.alive_R, torch.ones_like(row_R, dtype=torch.bool)])
         self.logits_RV = logits if first == 0 else torch.cat([self.logits_RV, logits])
-        self.parked = {row: number for row, number in self.parked.items() if row >= self.contexts.rows}
         if not waiting:
             self.contexts.most_rows = 0
         return waiting
