@@ -1,5 +1,7 @@
 """Rows of the native engine: they wait, enter, leave, and go on over several turns; and what a row's room costs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from agents.core.policy import Policy
 from tests.agents.conftest import make_model
 from tests.agents.test_decoder import CONFIGS, make
 from tests.agents.test_native_engine import RAGGED, Endless, sampling, scored, texts
+from textenv.task import Finish
 
 
 def long_prompts(number, seed=0):
@@ -143,6 +146,24 @@ def test_steps_of_a_fixed_size_in_fixed_memory_change_nothing(policy, monkeypatc
     assert texts(got) == texts(expected)
     for ours, theirs in zip(got.logprobs, expected.logprobs, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("look", [1, 16])
+def test_a_stop_text_ends_a_completion_with_the_token_that_completes_it(llama, monkeypatch, look):
+    ask, stops = sampling(max_new_tokens=40), ("=+", "7")
+    free = NativeEngine(llama).generate(RAGGED, ask, n=16)
+    monkeypatch.setattr(native, "LOOK", {"cpu": look})
+    got = NativeEngine(llama).generate(RAGGED, replace(ask, stop_texts=stops), n=16)
+    stopped = 0
+    for tokens, whole, finish, old in zip(got.tokens, free.tokens, got.finish, free.finish, strict=True):
+        text = llama.tokenizer.decode(whole.tolist())
+        ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+        assert tokens.tolist() == whole[: min(ends, default=len(whole))].tolist()
+        assert finish == (Finish.STOP if ends else old)
+        stopped += bool(ends)
+    assert 5 < stopped < 60
+    with pytest.raises(ValueError, match="stop_texts must be a tuple of texts"):
+        replace(ask, stop_texts="7")
 
 
 def test_contexts_that_are_kept_are_forgotten_when_the_weights_change(llama, tokenizer):

@@ -32,6 +32,8 @@ class Sampling:
     """keep the tokens at least this share as likely as the likeliest, 0 all. For evaluation, as top_k"""
     stop_ids: tuple[int, ...] = ()
     """ids that end a completion beside the tokenizer's end-of-sequence ids"""
+    stop_texts: tuple[str, ...] = ()
+    """texts that end a completion with the token that completes one of them, as the tokenizer decodes it"""
     seed: int | tuple[int, ...] = 0
     """of the draws; a completion's draws depend on this and its row, not on what else is in the batch"""
 
@@ -46,6 +48,8 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], 1 being off, got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], 0 being off, got {self.min_p}")
+        if isinstance(self.stop_texts, str) or not all(self.stop_texts):
+            raise ValueError(f"stop_texts must be a tuple of texts, none of them empty, got {self.stop_texts!r}")
 
 
 @dataclass

@@ -21,8 +21,8 @@ from textenv.task import Finish
 
 LEAVE_SHARE = 16
 """Rows that have ended leave once they are one in so many, since each time costs a few copies."""
-STEPS_UNSEEN = 16
-"""Tokens written on a GPU between two looks at what has ended: each look waits for it."""
+LOOK = {"cuda": 16}
+"""Tokens that a device writes between two looks at what has ended, if each look has to wait for it; default 1."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -174,6 +174,7 @@ class _Batch:
         self.uniforms = Uniforms(sampling.seed, num, self.longest, device)
         self.allowed_V = None if policy.allowed_V.all() else policy.allowed_V
         self.ends = torch.tensor([*policy.tokenizer.eos_ids, *sampling.stop_ids], device=device)
+        self.longest_stop = max(map(len, sampling.stop_texts), default=0)
         self.budget_B = torch.from_numpy(budget_B).to(device)
         # What a row draws after its end goes to a column of its own.
         self.tokens_BT = torch.zeros(num, self.longest + 1, dtype=torch.int64, device=device)
@@ -188,17 +189,22 @@ class _Batch:
         """of the rows of the contexts that have left: which completion each holds"""
         self.told: set[int] = set()
         """completions whose end has been told"""
+        self.searched_B = np.zeros(num, dtype=np.int64)
+        """tokens of each completion that hold no stop text"""
+        self.stopped: set[int] = set()
+        """completions that one has ended"""
 
     def write(self, prompts: Sequence[Sequence[int]], n: int) -> None:
         """Write ``n`` completions of each prompt, those that find no room as soon as there is some."""
         waiting = [(prompt, number * n, number * n + n) for number, prompt in enumerate(prompts)]
-        look = STEPS_UNSEEN if self.policy.device.type == "cuda" else 1
+        look = LOOK.get(self.policy.device.type, 1)
         step = 0
         while waiting or self.contexts.rows:
             waiting = self._admit(waiting)
             token_R = self._draw()
             step += 1
             if step % look == 0 or step >= self.longest:
+                self._stop_at_texts()
                 token_R = self._let_leave(token_R)
             if self.contexts.rows:
                 self.logits_RV = self.contexts.append(token_R)
@@ -246,6 +252,21 @@ class _Batch:
         self.alive_R = self.alive_R & (token_R.unsqueeze(1) != self.ends).all(dim=1) & (length_R < self.budget_B[row_R])
         return token_R
 
+    def _stop_at_texts(self) -> None:
+        """End the rows whose text now holds a stop text, at the token that completes it."""
+        if not self.sampling.stop_texts:
+            return
+        for row, number in enumerate(self.row_R.tolist()):
+            tokens = self.tokens(number).tolist()
+            for length in range(int(self.searched_B[number]) + 1, len(tokens) + 1):
+                # A text of n characters ends within as many tokens, but for some that stand for parts of characters.
+                text = self.policy.tokenizer.decode(tokens[max(0, length - 4 * self.longest_stop) : length])
+                if any(stop in text for stop in self.sampling.stop_texts):
+                    self.stopped.add(number)
+                    self.length_B[number], self.alive_R[row] = length, False
+                    break
+            self.searched_B[number] = len(tokens)
+
     def _let_leave(self, token_R: Tensor) -> Tensor:
         """Let rows that have ended leave, if they are enough to be worth it; the tokens of those that go on."""
         alive_R = self.alive_R.cpu().numpy()
@@ -280,7 +301,10 @@ class _Batch:
         tokens_BT, logp_BT, length_B = (x.cpu().numpy() for x in (self.tokens_BT, self.logp_BT, self.length_B))
         last_B = tokens_BT[np.arange(len(length_B)), length_B - 1]
         finish_B = np.select(
-            [np.isin(last_B, self.policy.tokenizer.eos_ids), np.isin(last_B, self.sampling.stop_ids)],
+            [
+                np.isin(last_B, self.policy.tokenizer.eos_ids),
+                np.isin(last_B, self.sampling.stop_ids) | np.isin(np.arange(len(last_B)), list(self.stopped)),
+            ],
             [Finish.EOS, Finish.STOP],
             Finish.LENGTH,
         )
