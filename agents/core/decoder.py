@@ -199,11 +199,11 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
         # The factor is rounded to the model's type, as transformers does.
         return hidden_NE if factor is None else hidden_NE * torch.tensor(factor, dtype=hidden_NE.dtype).item()
 
+    angles = _Angles(base.rotary_emb)
+
     def positions(hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Map]:
-        cos_1ND, sin_1ND = base.rotary_emb(hidden_NE, position_N.unsqueeze(0))
-        left_ND, right_ND = sin_1ND[0].chunk(2, dim=-1)
-        signed_N1D = torch.cat((-left_ND, right_ND), dim=-1).unsqueeze(1)
-        return hidden_NE, partial(_rotate, cos_N1D=cos_1ND[0].unsqueeze(1), sin_N1D=signed_N1D)
+        cos_N1D, sin_N1D = angles(hidden_NE, position_N)
+        return hidden_NE, partial(_rotate, cos_N1D=cos_N1D, sin_N1D=sin_N1D)
 
     def block(index: int) -> Block:
         layer, name = base.layers[index], f"model.layers.{index}"
@@ -284,6 +284,33 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
     if shift:  # Gemma's multiplies before it rounds to the model's type
         return functional.rms_norm(x.float(), x.shape[-1:], weight.float() + shift, eps).to(x.dtype)
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class _Angles:
+    """Cosines and sines of a rotary embedding; the sines of the first half of D with their sign changed.
+
+    Args:
+        rotary: transformers' module, which knows all kinds, but takes many small operations. On a CPU its results are kept.
+    """
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+        self.table_SD: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
+        if hidden_NE.device.type != "cpu":
+            return self._compute(hidden_NE, position_N)
+        places = int(position_N.max()) + 1
+        if self.table_SD is None or len(self.table_SD[0]) < places or self.table_SD[0].dtype != hidden_NE.dtype:
+            self.table_SD = self._compute(hidden_NE, torch.arange(2 * places))
+        return self.table_SD[0][position_N], self.table_SD[1][position_N]
+
+    @torch.inference_mode(False)  # what is kept may take part in a gradient later
+    @torch.no_grad()
+    def _compute(self, hidden_NE: Tensor, position_N: Tensor) -> tuple[Tensor, Tensor]:
+        cos_1ND, sin_1ND = self.rotary(hidden_NE, position_N.unsqueeze(0))
+        left_ND, right_ND = sin_1ND[0].chunk(2, dim=-1)
+        return cos_1ND[0].unsqueeze(1), torch.cat((-left_ND, right_ND), dim=-1).unsqueeze(1)
 
 
 def _rotate(x_NHD: Tensor, *, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:

@@ -226,3 +226,12 @@ def test_a_packed_product_is_right_for_large_weights_too():
     torch.manual_seed(0)
     weight, x = torch.randn(700, 300), torch.randn(3, 300)
     assert_close(PackedLinear(weight)(x), x @ weight.t(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_computed_without_gradients_serves_with_them():
+    model, parts = make(CONFIGS["llama"]), sequences()
+    decoder = Decoder(model)
+    with torch.inference_mode():
+        flat_logits(decoder, parts)
+    flat_logits(decoder, parts).sum().backward()
+    assert model.model.embed_tokens.weight.grad.abs().sum() > 0
