@@ -1,103 +1,178 @@
-"""Generation against transformers, and where a GRPO step's time goes: ``python -m benchmarks.speed.generation``.
+"""Generation: the native engine against transformers' ``generate`` and vLLM, and against what the machine could do.
 
-One thread, the embedded tiny model's architecture. Tokens per second are useful ones: what follows a completion's end does
-not count.
+Tokens per second are useful ones: what follows a completion's end does not count.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
+import os
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
 
-import rewards
-from agents.core.config import TINY
-from agents.core.engines.base import Sampling
-from agents.core.engines.native import NativeEngine
-from agents.core.models import build_tiny
+from agents.core.engines.base import Engine, Sampling
+from agents.core.engines.native import NativeEngine, check_dtype
 from agents.core.policy import Policy
-from agents.grpo import GRPO, GRPOConfig
-from benchmarks.measure import machine, medians, seconds
-from textenv.tokenizer import CharTokenizer
+from benchmarks.measure import Peer, Turn, ratios, seconds, spread
+from benchmarks.speed.limits import least_seconds, matmul_rate, read_rate, step_costs
+from benchmarks.speed.report import Settings, Table, seconds_on
+from benchmarks.speed.shapes import LARGE, MIDDLE, SMALL, TOY, Shape, random_prompts, uneven_lengths
 
 PROMPT_TOKENS = 16
-ENV_ID = "textenv/Arithmetic-v0"
+GROUP = 8
+"""Completions a prompt."""
+MATMUL_SIZE = 2048
+NATIVE = f"native, {GROUP} a prompt"
+HALF = "native, bfloat16"
 
 
-def main(rounds: int = 7, even: int = 64, uneven: int = 96, steps: int = 30, model: str = TINY) -> None:
-    """Print generation's speed and the parts of a GRPO step.
+@dataclass(frozen=True)
+class Workload:
+    """What is to be written.
 
-    Args:
-        rounds: measurements of each engine, in turns; the median is shown.
-        even: new tokens of each of 64 completions.
-        uneven: most new tokens of 128 completions of very uneven length.
-        steps: of GRPO; the median one is shown.
-        model: of GRPO: "tiny" or a transformers folder.
+    Attributes:
+        name: for tables.
+        length_B: tokens of each completion; the ``GROUP`` of a prompt are neighbours.
     """
-    torch.set_num_threads(1)
-    console = Console(width=110)
-    print(machine())
-    console.print(engines_table(rounds, even, uneven))
-    console.print(grpo_table(model, steps))
+
+    name: str
+    length_B: np.ndarray
+    prompt_tokens: int = PROMPT_TOKENS
+
+    def prompts(self, vocab: int) -> tuple[list[list[int]], list[list[int]]]:
+        """The prompts, and each of them as often as it is asked."""
+        prompts = random_prompts(len(self.length_B) // GROUP, self.prompt_tokens, vocab)
+        return prompts, [prompt for prompt in prompts for _ in range(GROUP)]
 
 
-def engines_table(rounds: int, even: int, uneven: int) -> Table:
-    table = Table("completions", "native", "transformers generate", "ratio", title="useful tokens per second")
-    policy = never_ending_policy()
-    lengths = {
-        f"64 × {even} tokens": np.full(64, even),
-        f"128 of 1 to {uneven} tokens": uneven_lengths(128, uneven),
+def even(rows: int, tokens: int) -> Workload:
+    return Workload(f"{rows} × {tokens} tokens", np.full(rows, tokens))
+
+
+def uneven(rows: int, longest: int) -> Workload:
+    return Workload(f"{rows} of 1 to {longest} tokens", uneven_lengths(rows, longest))
+
+
+FULL = (
+    (SMALL, (even(64, 64), uneven(128, 96))),
+    (MIDDLE, (even(64, 64), uneven(128, 96))),
+    (LARGE, (even(64, 32),)),
+)
+QUICK = ((TOY, (even(8, 2), uneven(16, 6))),)
+
+
+def run(settings: Settings) -> Iterator[Table]:
+    """A table a model."""
+    size = 64 if settings.quick else MATMUL_SIZE
+    for shape, workloads in QUICK if settings.quick else FULL:
+        yield table(settings, shape, workloads, torch.float32, size)
+
+
+def table(
+    settings: Settings, shape: Shape, workloads: tuple[Workload, ...], dtype: torch.dtype, matmul_size: int
+) -> Table:
+    """Useful tokens per second of each engine and workload, and the machine's limit, all measured in turns."""
+    rows: list[list[str]] = []
+    with ExitStack() as stack:
+        vllm = start_vllm(stack, settings, shape, workloads, dtype) if find_spec("vllm") else None
+        for workload in workloads:
+            rows += workload_rows(settings, shape, workload, dtype, matmul_size, vllm)
+    return Table(
+        f"generation, {shape.name} parameters, {short(dtype)}: useful tokens per second",
+        ("completions", "engine", "tokens/s", "× our seconds", "share of the limit"),
+        rows,
+        (
+            f"Fresh weights: {shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab:,}; prompts of "
+            f"{workloads[0].prompt_tokens} tokens. The native engine returns log-probabilities, the others do not. The "
+            "limit is that of decoding, by measured matrix products and reads of a step's bytes; what binds is in brackets.",
+            *(() if find_spec("vllm") else ("vLLM is not installed, so it is not measured.",)),
+        ),
+    )
+
+
+def workload_rows(
+    settings: Settings, shape: Shape, workload: Workload, dtype: torch.dtype, matmul_size: int, vllm: Peer | None
+) -> list[list[str]]:
+    """The lines of one workload: the limit of each type of number, and the engines."""
+    halved = settings.device == "cpu" and dtype == torch.float32 and generates_in_bfloat16()
+    engines = engine_measures(settings.device, shape, workload, dtype, vllm, halved)
+    costs = {
+        each: step_costs(shape, workload.prompt_tokens, workload.length_B, each.itemsize)
+        for each in (dtype, *([torch.bfloat16] if halved else []))
     }
-    for name, length_B in lengths.items():
-        prompts = np.random.default_rng(0).integers(1, policy.vocab_size, (len(length_B), PROMPT_TOKENS))
-        engines = {
-            "native": partial(native, policy, prompts, length_B),
-            "transformers": partial(transformers_generate, policy, prompts, length_B),
-        }
-        for engine in engines.values():  # the first call sets things up
-            engine()
-        times = medians({engine: partial(seconds, call) for engine, call in engines.items()}, rounds)
-        speed = {engine: length_B.sum() / time for engine, time in times.items()}
-        ratio = f"{speed['native'] / speed['transformers']:.1f} ×"
-        table.add_row(name, f"{speed['native']:,.0f}", f"{speed['transformers']:,.0f}", ratio)
-    return table
+    rates: dict[str, Callable[[], float]] = {}
+    for each, (_, bytes_T) in costs.items():
+        rates[f"multiply {each}"] = partial(matmul_rate, settings.device, each, matmul_size)
+        rates[f"read {each}"] = partial(read_rate, settings.device, each, float(bytes_T.mean()))
+    results = settings.in_turns(engines | rates)
+
+    tokens, rows = int(workload.length_B.sum()), []
+    limit: dict[torch.dtype, float] = {}
+    for each, (flops_T, bytes_T) in costs.items():
+        best = max(results[f"multiply {each}"]), max(results[f"read {each}"])
+        least, binds = least_seconds(flops_T, bytes_T, *best)
+        limit[each] = tokens / least
+        rows.append([workload.name, f"limit, {short(each)} ({binds})", f"{limit[each]:,.0f}", "", "100 %"])
+    for name in engines:
+        speed = spread([tokens / took for took in results[name]])
+        slower = ratios(results[name], results[NATIVE]).text("{:.2f}")
+        share = speed.median / limit[torch.bfloat16 if name == HALF else dtype]
+        rows.append([workload.name, name, speed.text(), slower, f"{100 * share:.0f} %"])
+    return rows
 
 
-def never_ending_policy() -> Policy:
-    """The tiny model with fresh weights and no chance of an end token, so that lengths are ours to set."""
-    tokenizer = CharTokenizer()
-    tokenizer.decodable_V[list(tokenizer.eos_ids)] = False
-    return Policy(build_tiny(tokenizer, seed=0), tokenizer)
+def engine_measures(
+    device: str, shape: Shape, workload: Workload, dtype: torch.dtype, vllm: Peer | None, halved: bool
+) -> dict[str, Callable[[], float]]:
+    """What measures the seconds of each engine; if ``halved``, of the native one in bfloat16 too."""
+    policy, length_B = shape.policy(device, dtype), workload.length_B
+    prompts, repeated = workload.prompts(shape.vocab)
+    calls = {
+        NATIVE: partial(native, NativeEngine(policy), prompts, GROUP, length_B),
+        "native, 1 a prompt": partial(native, NativeEngine(policy), repeated, 1, length_B),
+        "transformers generate": partial(transformers_generate, policy, repeated, length_B),
+    }
+    if halved:
+        calls[HALF] = partial(native, NativeEngine(policy, dtype="bfloat16"), prompts, GROUP, length_B)
+    measures: dict[str, Callable[[], float]] = {name: partial(seconds_on, device, call) for name, call in calls.items()}
+    if vllm is not None:
+        measures["vLLM"] = partial(vllm, (repeated, length_B.tolist()))
+    return measures
 
 
-def uneven_lengths(num: int, longest: int) -> np.ndarray:
-    """Lengths ``(num,)`` as reasoning has them: most short, a few at the limit."""
-    return np.random.default_rng(0).geometric(6 / longest, num).clip(max=longest)
+def generates_in_bfloat16() -> bool:
+    """Whether this processor does: without instructions for it the native engine refuses."""
+    try:
+        check_dtype(torch.bfloat16, torch.device("cpu"))
+    except ValueError:
+        return False
+    return True
 
 
-def native(policy: Policy, prompts: np.ndarray, length_B: np.ndarray) -> None:
-    """Completions with log-probabilities, by textenv's own engine."""
-    sampling = Sampling(max_new_tokens=int(length_B.max()))
-    NativeEngine(policy).generate(prompts.tolist(), sampling, budgets=length_B.tolist())
+def short(dtype: torch.dtype) -> str:
+    """A type's name without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def native(engine: Engine, prompts: list[list[int]], n: int, length_B: np.ndarray) -> None:
+    """``n`` completions a prompt, by textenv's own engine."""
+    engine.generate(prompts, Sampling(max_new_tokens=int(length_B.max())), n, length_B.tolist())
 
 
 @torch.inference_mode()
-def transformers_generate(policy: Policy, prompts: np.ndarray, length_B: np.ndarray) -> None:
-    """Completions without log-probabilities; a batch goes on until its longest row ends."""
+def transformers_generate(policy: Policy, prompts: list[list[int]], length_B: np.ndarray) -> None:
+    """A completion a prompt; the batch goes on until its longest row ends."""
+    prompt_BT = torch.tensor(prompts, device=policy.device)
     policy.model.generate(
-        torch.from_numpy(prompts),
-        attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
         max_new_tokens=int(length_B.max()),
         do_sample=True,
         temperature=1.0,
@@ -108,61 +183,39 @@ def transformers_generate(policy: Policy, prompts: np.ndarray, length_B: np.ndar
     )
 
 
-def grpo_table(model: str, steps: int) -> Table:
-    table = Table("", "ms", "share", title=f"a GRPO step on {ENV_ID}, model {Path(model).name}: medians")
-    parts = grpo_parts(model, steps)
-    whole = parts["whole step"]
-    for name, took in parts.items():
-        table.add_row(name, f"{1e3 * took:.1f}", f"{took / whole:.0%}")
-    return table
-
-
-def grpo_parts(model: str, steps: int) -> dict[str, float]:
-    """Median seconds of a step, whole and by part."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "run")
-        agent = GRPO(ENV_ID, GRPOConfig(model=model, run_dir=str(run), eval_episodes=1, checkpoint_every=steps))
-        generate = Stopwatch(agent.engine.generate)
-        update = Stopwatch(agent.learner.step)
-        agent.reward = reward = TimedReward(agent.reward)
-        agent.engine.generate = generate  # type: ignore[method-assign]
-        agent.learner.step = update  # type: ignore[method-assign]
-        agent.learn(steps * agent.config.prompts_per_step * agent.config.group_size)
-        whole = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # The evaluations before and after training generate and score once each.
-    known = {
-        "generation": statistics.median(generate.laps[1:-1]),
-        "reward": statistics.median(reward.stopwatch.laps[1:-1]),
-        "update": statistics.median(update.laps) if update.laps else 0.0,
+def start_vllm(
+    stack: ExitStack, settings: Settings, shape: Shape, workloads: tuple[Workload, ...], dtype: torch.dtype
+) -> Peer:
+    """vLLM with a model of this shape. It takes prompts and lengths, and answers with seconds."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    config = shape.config()
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    rows = max(len(workload.length_B) for workload in workloads)
+    context = max(workload.prompt_tokens + int(workload.length_B.max()) for workload in workloads)
+    blocks = -(-context // 128) + 1  # of keys and values, for each row; on a CPU one holds 128 tokens
+    options = {
+        "model": folder,
+        "dtype": short(dtype),
+        "max_model_len": context,
+        "max_num_seqs": rows,
+        "gpu_memory_utilization": 0.5,  # beside this process
+        "kv_cache_memory_bytes": rows * blocks * 128 * shape.cache_bytes(dtype.itemsize),
+        "enforce_eager": settings.quick,
     }
-    step = statistics.median(whole)
-    return {**known, "problems, texts, keeping the run": step - sum(known.values()), "whole step": step}
+    return stack.enter_context(settings.peer(vllm_seconds, options))
 
 
-class Stopwatch:
-    """Calls a function and keeps how long each call took, in seconds."""
+def vllm_seconds(turn: Turn, options: dict[str, Any]) -> None:
+    """A :class:`benchmarks.measure.Peer`'s program: seconds that vLLM takes for completions of given lengths."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM, SamplingParams
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.laps: list[float] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        result = self.function(*args, **kwargs)
-        self.laps.append(time.perf_counter() - started)
-        return result
-
-
-class TimedReward(rewards.Reward):
-    """A reward under a stopwatch."""
-
-    def __init__(self, reward: rewards.Reward) -> None:
-        self.name = reward.name
-        self.stopwatch = Stopwatch(reward)
-
-    def __call__(self, samples: Any) -> Any:
-        return self.stopwatch(samples)
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+    llm = LLM(load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", seed=0, **options)
+    request = turn(None)
+    while True:
+        prompts, lengths = request
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        sampling = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=1.0, detokenize=False) for n in lengths]
+        llm.reset_prefix_cache()  # the prompts are those of the round before
+        request = turn(seconds(partial(llm.generate, asked, sampling, use_tqdm=False)))

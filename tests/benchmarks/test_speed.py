@@ -1,17 +1,6 @@
-"""Each program of benchmarks/speed runs at its smallest size. No test looks at a clock."""
+"""The programs of benchmarks/speed that measure without a model run at their smallest size. No test looks at a clock."""
 
-import numpy as np
-
-from agents.core.models import build_tiny
-from agents.core.policy import Policy
-from benchmarks.measure import medians
-from benchmarks.speed import generation, imports, token_steps
-from textenv.tokenizer import CharTokenizer
-
-
-def test_measures_are_taken_in_turns_and_give_their_medians():
-    figures = iter([1, 5, 9, 6, 2, 7])
-    assert medians({"a": lambda: next(figures), "b": lambda: next(figures)}, rounds=3) == {"a": 2, "b": 6}
+from benchmarks.speed import imports, token_steps
 
 
 def test_token_steps_prints_its_tables(capsys):
@@ -50,21 +39,3 @@ def test_imports_prints_its_table(capsys):
 
 def test_heavy_imports_are_noticed():
     assert imports.heavy_imports("import sys; sys.modules['torch'] = sys") == ["torch"]
-
-
-def test_generation_prints_its_tables(capsys, tmp_path):
-    tokenizer = CharTokenizer()
-    Policy(build_tiny(tokenizer, 0), tokenizer).save(tmp_path)
-    generation.main(rounds=1, even=2, uneven=8, steps=2, model=str(tmp_path))
-    printed = capsys.readouterr().out
-    assert "useful tokens per second" in printed
-    assert "whole step" in printed
-
-
-def test_native_writes_as_many_tokens_as_it_is_credited_with():
-    policy = generation.never_ending_policy()
-    length_B = generation.uneven_lengths(8, 12)
-    sampling = generation.Sampling(max_new_tokens=12)
-    written = generation.NativeEngine(policy).generate([[1, 2]] * 8, sampling, budgets=length_B.tolist())
-    assert [len(tokens) for tokens in written.tokens] == length_B.tolist()
-    assert len(np.unique(length_B)) > 1
