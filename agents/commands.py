@@ -111,7 +111,10 @@ def _resume(arguments: list[str]) -> tuple[Agent, Together]:
 def _show(agent: Agent, monitors: Together) -> None:
     """Train, then tell what came of it."""
     console = Console(highlight=False)
-    training = agent.learn(callback=monitors).last_training
+    try:
+        training = agent.learn(callback=monitors).last_training
+    finally:
+        agent.close()
     assert training is not None
     assert training.after is not None
     console.print(_before_after(training))

@@ -82,6 +82,7 @@ def warm_up(policy: Policy, task: Task, *, seed: int) -> None:
                 if metrics["accuracy"] >= ENOUGH:
                     break
     policy.load_state_dict(average.state_dict())
+    policy.version += 1
 
 
 def _right_or_wrong(teacher: Rollout) -> rewards.Reward:
@@ -115,6 +116,7 @@ class _Demonstrated(rewards.Reward):
 def _average_in(average: Policy, policy: Policy, decay: float) -> None:
     for kept, new in zip(average.parameters(), policy.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
+    average.version += 1
 
 
 def _demonstrates(task: Task) -> bool:

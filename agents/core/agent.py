@@ -12,17 +12,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.core.config import TINY, AgentConfig
 from agents.core.critic import Critic
 from agents.core.engines.base import Sampling
-from agents.core.engines.native import NativeEngine
+from agents.core.engines.make import check_engine, make_engine
 from agents.core.evaluate import Evaluation, evaluate
-from agents.core.learner import Learner
+from agents.core.learner import Learner, check_precision, check_save_memory
 from agents.core.lora import AdapterOff, add_lora, check_lora_installed
 from agents.core.models import check_model_fits, load_model
 from agents.core.policy import Policy, Scorer
-from agents.core.rollout import Rollout
+from agents.core.rollout import Rollout, generate
 from agents.core.run import STATE_FILE, check_run_folder
 from agents.core.sources import checkpoints, find_model, validate_model_source
 from agents.core.training import Callback, Training
@@ -45,10 +46,13 @@ class Agent:
 
     Attributes:
         task, reward, policy, engine, learner, config: the parts.
+        checkpoint: the one that a resumed run goes on from.
+        clock: where the time of a step goes, shared by the parts.
+        flops: floating-point operations that the step under way has trained with.
 
     Raises:
-        ValueError: anything wrong with the environment, its data, its options or the model's folder; raised before a model
-            is loaded.
+        ValueError: anything wrong with the environment, its data, its options, the engine or the model's folder; raised
+            before a model is loaded.
     """
 
     name: ClassVar[str]
@@ -66,7 +70,7 @@ class Agent:
         if run_dir is not None:
             check_run_folder(run_dir, resume=resume)
         checkpoint = checkpoints(run_dir)[-1] if resume and run_dir is not None and checkpoints(run_dir) else None
-        self.resumed = resume
+        self.resumed, self.checkpoint = resume, checkpoint
         self.task = make_task(env_id, **task_options(self.config))
         self._reward_at_start = as_reward(self.task.reward)
         # One that adapts to the training does so for this agent alone: the registered one may be another's next.
@@ -75,7 +79,6 @@ class Agent:
         )
         self.check_before_loading()
         self.policy = self._load_policy(checkpoint)
-        self.engine = NativeEngine(self.policy)
         self.learner = Learner(
             self.policy,
             critic=self.make_critic(),
@@ -83,7 +86,11 @@ class Agent:
             max_grad_norm=self.config.max_grad_norm,
             tokens_per_microbatch=self.config.tokens_per_microbatch,
             temperature=self.temperature,
+            precision=self.config.precision,
+            save_memory=self.config.save_memory,
         )
+        self.clock = self.learner.clock
+        self.flops = 0.0
         self.last_training: Training | None = None
         self.start = 0
         """the first step that is still to do"""
@@ -96,6 +103,7 @@ class Agent:
             self.reward.load_state_dict(state.pop("reward", {}))
             self._state_at_start = state
             self.learner.load(checkpoint)
+        self.engine = make_engine(self.config.engine, self.policy)
 
     @property
     def temperature(self) -> float:
@@ -104,6 +112,10 @@ class Agent:
 
     def check_before_loading(self) -> None:
         """Refuse what an agent cannot do, before its model loads."""
+        check_engine(self.config.engine)
+        device = pick_device(self.config.device)
+        check_precision(self.config.precision, device)
+        check_save_memory(self.config.save_memory, device, None)
         if self.config.lora_rank:
             check_lora_installed()
 
@@ -127,6 +139,12 @@ class Agent:
         self.last_training = Training(self, steps * episodes_per_step, callback)
         return self.last_training
 
+    def next_batch_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What the batch of the next step depends on, for a checkpoint, beside the policy, the settings and the step's number:
+        the state of the reward; and weights that it is sampled with, if they are not the policy's.
+        """
+        return self.reward.state_dict(), {}
+
     def rollout(self, split: str = "train", **options: Any) -> Rollout:
         """A rollout of this agent's policy on its task. ``options``: see :class:`agents.core.rollout.Rollout`."""
         # What adapts would make an evaluation after the training another measure than the one before it.
@@ -134,7 +152,13 @@ class Agent:
         # One completion a problem leaves a reward that compares completions nothing to compare.
         compares = split == "eval" and any(part.whole_groups for part in reward.walk())
         max_ungraded = 1.0 if compares else self.config.max_ungraded
-        options = {"reward": reward, "seed": self.config.seed, "max_ungraded": max_ungraded, **options}
+        options = {
+            "reward": reward,
+            "seed": self.config.seed,
+            "max_ungraded": max_ungraded,
+            "clock": self.clock,
+            **options,
+        }
         return Rollout(self.task, self.engine, self.policy, split=split, **options)
 
     def _load_policy(self, checkpoint: Path | None) -> Policy:
@@ -171,7 +195,9 @@ class Agent:
         tokens_NT = np.atleast_2d(observation["tokens"])
         length_N, left_N = np.ravel(observation["length"]), np.ravel(observation["left"])
         stop_ids = Episodes(self.task, 1, tokenizer=self.policy.tokenizer, vocab_size=self.policy.vocab_size).stop_ids
-        completions = self.engine.generate(
+        completions = generate(
+            self.engine,
+            self.policy,
             [tokens[:length].tolist() for tokens, length in zip(tokens_NT, length_N, strict=True)],
             Sampling(
                 max_new_tokens=self.task.max_new_tokens,
@@ -193,6 +219,10 @@ class Agent:
         settings = {**asdict(self.config), "learning_rate": self.config.base_learning_rate}
         described = {"agent": self.name, "env": self.env_id, "settings": settings}
         (Path(folder) / "agent.json").write_text(json.dumps(described, indent=2))
+
+    def close(self) -> None:
+        """End what the engine started, such as a server's process. The agent generates no more."""
+        self.engine.close()
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -32,6 +32,13 @@ class AgentConfig:
     """Of problems, sampling and the tiny model's weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; "auto" takes a GPU when there is one."""
+    engine: str = "native"
+    """What generates: "native", "vllm" or "vllm_server", which options may follow: "native dtype bfloat16 max_rows 64"."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the learner computes in; its weights and its optimiser stay in float32."""
+    save_memory: Literal["no", "recompute", "offload"] = "no"
+    """Learn with less memory and more time: compute activations again for the gradient, or keep the optimiser's state on the
+    CPU as well."""
 
     max_ungraded: float = 0.5
     """Largest share of a rollout's episodes that the reward may leave ungraded before the run stops."""

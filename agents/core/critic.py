@@ -50,13 +50,16 @@ class Critic(nn.Module):
         Args:
             tokens_BT, sampled_BT, hidden_NH: as :meth:`agents.core.policy.Policy.score` takes and gives them.
         """
-        hidden_NH = self.hidden(tokens_BT, sampled_BT, hidden_NH)
-        value_N = self.head(hidden_NH.to(self.head.weight.dtype)).squeeze(1)
-        return torch.zeros(tokens_BT.shape, device=tokens_BT.device).masked_scatter(sampled_BT, value_N.float())
+        return self.values(sampled_BT, self.hidden(tokens_BT, sampled_BT, hidden_NH))
 
     def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
-        """The states' hidden vectors ``(N, H)``."""
+        """The first half of :meth:`forward`: the states' hidden vectors ``(N, H)``."""
         return hidden_NH.detach() if self.detached else hidden_NH
+
+    def values(self, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
+        """The second half of :meth:`forward`: values from what :meth:`hidden` gave."""
+        value_N = self.head(hidden_NH.to(self.head.weight.dtype)).squeeze(1)
+        return torch.zeros(sampled_BT.shape, device=sampled_BT.device).masked_scatter(sampled_BT, value_N.float())
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What belongs to the critic alone."""
@@ -98,9 +101,11 @@ class AdapterCritic(Critic):
         self._adapter = (*(parameter for parameter in policy.parameters() if id(parameter) not in before),)
 
     def hidden(self, tokens_BT: Tensor, sampled_BT: Tensor, hidden_NH: Tensor) -> Tensor:
-        model = self._policy[0].model
-        with using_adapter(model, ADAPTER):
-            return states(model.get_decoder(), tokens_BT, sampled_BT)
+        (policy,) = self._policy
+        with using_adapter(policy.model, ADAPTER):
+            if policy.decoder() is None:
+                return states(policy.model.get_decoder(), tokens_BT, sampled_BT)
+            return policy.states(tokens_BT, sampled_BT).hidden_NH
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [*self.parameters(), *self._adapter]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,14 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from agents.core.critic import Critic
+from agents.core.critic import AdapterCritic, Critic
+from agents.core.head import KEPT
 from agents.core.lora import adapters, load_adapters, save_adapters
-from agents.core.policy import Policy, Scorer
+from agents.core.policy import Policy, Scorer, States
+from agents.core.timing import Clock
 from agents.core.trajectories import Trajectories
 from textenv.episodes import Source
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 CRITIC_FILE = "critic.safetensors"
+
+Precision = Literal["float32", "bfloat16"]
+SaveMemory = Literal["no", "recompute", "offload"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,18 @@ class Learner:
         tokens_per_microbatch: most tokens, padding included, that go through the model at once; a memory setting that
             changes no result.
         temperature: of the sampling, so that tokens are scored in the distribution they were drawn from.
+        precision: of the products with weights; "bfloat16" rounds their operands, while weights, the optimiser's state,
+            log-probabilities and losses stay as they are.
+        save_memory: "recompute" keeps no activations inside the layers but computes them again for the gradient; "offload"
+            also keeps the optimiser's state, and a reference while nobody asks it, in the memory of the CPU. Neither
+            changes a result.
+
+    Attributes:
+        clock: the seconds spent in "forward" (scoring and losses), "backward" and "optimise".
+
+    Raises:
+        ValueError: the device cannot do the precision, or has no other memory to save its own; or the critic is an adapter
+            on the policy's weights, whose activations cannot be computed again.
     """
 
     def __init__(
@@ -72,11 +91,19 @@ class Learner:
         max_grad_norm: float = 1.0,
         tokens_per_microbatch: int = 16_384,
         temperature: float = 1.0,
+        precision: Precision = "float32",
+        save_memory: SaveMemory = "no",
     ) -> None:
+        check_precision(precision, policy.device)
+        check_save_memory(save_memory, policy.device, critic)
         self.policy, self.critic = policy, critic
         self.max_grad_norm = max_grad_norm
         self.tokens_per_microbatch = tokens_per_microbatch
         self.temperature = temperature
+        self.precision, self.offloads = precision, save_memory == "offload"
+        self.clock = Clock()
+        if save_memory != "no":
+            policy.recompute_layers()
         of_critic = [] if critic is None else critic.trained_parameters()
         others = {id(parameter) for parameter in of_critic}
         of_policy = [p for p in policy.parameters() if p.requires_grad and id(p) not in others]
@@ -107,61 +134,129 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         tokens = batch.sampled_BT[rows].sum()
-        sums: dict[str, Tensor] = {}
-        gap_max = torch.zeros((), device=rows.device)
-        for part in self.microbatches(batch, rows):
-            scored = self.score(batch, part)
+        gaps: list[Tensor] = []
+
+        def observed(scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
             share, metrics = loss(scored)
-            share.backward()
-            gap_RT = (scored.logp_RT.detach() - batch.logp_BT[part, : scored.logp_RT.shape[1]]).abs()
+            gap_RT = (scored.logp_RT.detach() - scored.of(batch.logp_BT)).abs()
             gap_RT = torch.where(scored.sampled_RT, gap_RT, 0.0)
-            gap_max = torch.maximum(gap_max, gap_RT.max())
-            metrics |= {
-                "loss": share.detach(),
-                "entropy": scored.entropy_RT.sum() / tokens,
-                "logp_gap": gap_RT.sum() / tokens,
-            }
-            sums = {name: value + sums.get(name, 0.0) for name, value in metrics.items()}
+            gaps.append(gap_RT.max())
+            entropy, gap = scored.entropy_RT.sum() / tokens, gap_RT.sum() / tokens
+            return share, metrics | {"loss": share.detach(), "entropy": entropy, "logp_gap": gap}
+
+        sums: dict[str, Tensor] = {}
+        for part in self.microbatches(batch, rows):
+            self._add_gradient(self._forward(batch, part), observed, sums)
         if beside is not None:
             other, other_loss = beside
             for part in self.microbatches(other, other.rows):
-                share, metrics = other_loss(self.score(other, part, valued=False))
-                share.backward()
-                sums = {**sums, **{name: value + sums.get(name, 0.0) for name, value in metrics.items()}}
-        norms = self._clip(float(sums["loss"]))
-        self.optimizer.step()
-        self.policy.version += 1
-        totals = {name: float(value) for name, value in sums.items()}
-        return {**totals, **norms, "logp_gap_max": float(gap_max)}
+                self._add_gradient(self._forward(other, part, valued=False), other_loss, sums)
+        with self.clock("optimise"):
+            return self._optimise(sums | {"logp_gap_max": torch.stack(gaps).max()})
 
-    def _clip(self, loss: float) -> dict[str, float]:
-        """Scale long gradients down, the policy's and the critic's each on its own; their norms before that."""
-        norms = {}
-        for name, group in zip(("grad_norm", "critic_grad_norm"), self.optimizer.param_groups, strict=False):
-            norms[name] = norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
-            if not math.isfinite(norm):
+    def _add_gradient(self, part: _Part, loss: Loss, sums: dict[str, Tensor]) -> None:
+        """Add a micro-batch's gradient to the parameters', and its metrics to ``sums``.
+
+        The output head is gone through by a few rows at a time, as far as their gradient in the states; then comes the trunk.
+        """
+        pieces = part.detached(KEPT // self.policy.vocab_size)
+        for piece in pieces:
+            with self.clock("forward"):
+                share, metrics = loss(self._readout(piece))
+            with self.clock("backward"):
+                share.backward()
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value if name in sums else value
+        with self.clock("backward"):
+            part.backward(pieces)
+
+    def _optimise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Change the weights. All metrics as numbers, fetched from the device at once."""
+        groups = self.optimizer.param_groups
+        # Long gradients are scaled down, the policy's and the critic's each on its own.
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in groups]
+        norms = [norm.to(self.policy.device) for norm in norms]  # that of no gradient at all is on the CPU
+        names = ["grad_norm", "critic_grad_norm"][: len(norms)]
+        values = torch.stack([*norms, *sums.values()]).tolist()
+        metrics = dict(zip([*names, *sums], values, strict=True))
+        for name in names:
+            if not math.isfinite(metrics[name]):
                 raise FloatingPointError(
-                    f"the gradient's norm is {norm} at a loss of {loss}; the weights were left as they were. "
-                    "Lower the learning rate, or use float32"
+                    f"the gradient's norm is {metrics[name]} at a loss of {metrics['loss']}; the weights were left as they "
+                    "were. Lower the learning rate, or use float32"
                 )
-        return norms
+        if self.offloads:
+            self._move_state(self.policy.device)
+        self.optimizer.step()
+        if self.offloads:
+            self._move_state(torch.device("cpu"))
+        self.policy.version += 1
+        return metrics
+
+    def _move_state(self, device: torch.device) -> None:
+        for entry in self.optimizer.state.values():
+            entry.update({name: tensor.to(device) for name, tensor in entry.items()})
 
     def score(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> Scored:
         """Score ``rows`` with the current weights, cut to the longest of them; with a critic, value them too if ``valued``."""
+        return self._readout(self._forward(batch, rows, valued=valued))
+
+    def _forward(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> _Part:
+        """The way of ``rows`` through the trunk, or the trunks."""
         tokens_RT, sampled_RT = _cut(batch, rows)
-        logp_RT, entropy_RT, hidden_NH = self.policy.score(tokens_RT, sampled_RT, self.temperature)
-        value_RT = self.critic(tokens_RT, sampled_RT, hidden_NH) if self.critic is not None and valued else None
-        return Scored(rows, sampled_RT, logp_RT, entropy_RT, value_RT)
+        valued_NH = None
+        with self.clock("forward"), self._in_precision():
+            states = self.policy.states(tokens_RT, sampled_RT)
+            if self.critic is not None and valued:
+                valued_NH = self.critic.hidden(tokens_RT, sampled_RT, states.hidden_NH)
+        return _Part(rows, tokens_RT, sampled_RT, states.hidden_NH, states.logits_NV, valued_NH)
+
+    def _readout(self, part: _Part) -> Scored:
+        """Their way through the heads."""
+        sampled_RT, states = part.sampled_RT, States(part.hidden_NH, part.logits_NV)
+        with self._in_precision():
+            logp_N, entropy_N = self.policy.readout(states, part.tokens_RT[sampled_RT], self.temperature)
+        zero_RT = logp_N.new_zeros(sampled_RT.shape)
+        value_RT = None
+        if part.valued_NH is not None:
+            assert self.critic is not None
+            value_RT = self.critic.values(sampled_RT, part.valued_NH)
+        return Scored(
+            part.rows,
+            sampled_RT,
+            zero_RT.masked_scatter(sampled_RT, logp_N),
+            zero_RT.masked_scatter(sampled_RT, entropy_N),
+            value_RT,
+        )
+
+    def _in_precision(self) -> AbstractContextManager:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
 
     @torch.no_grad()
     def logprobs(self, batch: Trajectories, rows: Tensor, policy: Scorer | None = None) -> Tensor:
         """``logp_BT`` of ``rows`` under the current weights, or those of another policy; 0 in all other rows."""
         logp_BT = torch.zeros_like(batch.logp_BT)
-        for part in self.microbatches(batch, rows):
-            tokens_RT, sampled_RT = _cut(batch, part)
-            logp_RT, _ = (policy or self.policy).logprobs(tokens_RT, sampled_RT, self.temperature)
-            logp_BT[part, : logp_RT.shape[1]] = logp_RT
+        scorer = policy or self.policy
+        with self.clock("forward"), self._at_hand(scorer), self._in_precision():
+            for part in self.microbatches(batch, rows):
+                tokens_RT, sampled_RT = _cut(batch, part)
+                logp_RT, _ = scorer.logprobs(tokens_RT, sampled_RT, self.temperature)
+                logp_BT[part, : logp_RT.shape[1]] = logp_RT
         return logp_BT
+
+    @contextmanager
+    def _at_hand(self, scorer: Scorer) -> Iterator[None]:
+        """Offloading, a policy with weights of its own is on the device within alone."""
+        if not self.offloads or scorer is self.policy or not isinstance(scorer, Policy):
+            yield
+            return
+        scorer.to(self.policy.device)
+        try:
+            yield
+        finally:
+            scorer.to("cpu")
 
     @torch.no_grad()
     def logprobs_and_values(self, batch: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,6 +307,8 @@ class Learner:
             index, name = key.split("/")
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if self.offloads:
+            self._move_state(torch.device("cpu"))
 
     def microbatches(self, batch: Trajectories, rows: Tensor) -> Iterator[Tensor]:
         """Split ``rows`` by length into parts of at most ``tokens_per_microbatch`` tokens, padding included."""
@@ -225,6 +322,52 @@ class Learner:
             part.append(row)
         if part:
             yield torch.tensor(part, device=rows.device)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows between trunk and heads: the N states of their sampled tokens, row after row, and those that are valued."""
+
+    rows: Tensor
+    tokens_RT: Tensor
+    sampled_RT: Tensor
+    hidden_NH: Tensor
+    logits_NV: Tensor | None
+    valued_NH: Tensor | None
+
+    @property
+    def made(self) -> tuple[Tensor | None, ...]:
+        """What the trunks made, and gradients flow back into."""
+        return self.hidden_NH, self.logits_NV, self.valued_NH
+
+    def detached(self, most: int) -> list[_Part]:
+        """Consecutive rows of at most ``most`` sampled tokens, one at least, each with states that keep their gradient."""
+        counts = self.sampled_RT.sum(dim=1).tolist()
+        rows_in, states_in = [0], [0]
+        for count in counts:
+            if rows_in[-1] and states_in[-1] + count > most:
+                rows_in.append(0)
+                states_in.append(0)
+            rows_in[-1] += 1
+            states_in[-1] += count
+
+        def leaves(x: Tensor | None) -> list[Tensor] | list[None]:
+            if x is None:
+                return [None] * len(rows_in)
+            return [leaf.requires_grad_(x.requires_grad) for leaf in x.detach().split(states_in)]
+
+        rows = (x.split(rows_in) for x in (self.rows, self.tokens_RT, self.sampled_RT))
+        return [_Part(*piece) for piece in zip(*rows, *map(leaves, self.made), strict=True)]
+
+    def backward(self, pieces: Sequence[_Part]) -> None:
+        """Hand what the ``pieces`` have gathered on to the trunks."""
+        roots, grads = [], []
+        for whole, *leaves in zip(self.made, *(piece.made for piece in pieces), strict=True):
+            if whole is not None and any(leaf.grad is not None for leaf in leaves):
+                roots.append(whole)
+                grads.append(torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]))
+        if roots:
+            torch.autograd.backward(roots, grads)
 
 
 def _cut(batch: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,3 +402,35 @@ def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean over the updates on one batch; but the gap to the engine is that of the first, when all was fresh."""
     means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     return means | {name: updates[0][name] for name in ("logp_gap", "logp_gap_max")}
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises ValueError: there is no such precision, or the device cannot multiply in it."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+    if precision == "float32":
+        return
+    if device.type == "cpu":
+        able = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    else:
+        able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if not able:
+        raise ValueError(
+            f"precision 'bfloat16' wants a processor that multiplies in it (avx512_bf16, amx_bf16, a GPU from Ampere on), and "
+            f"this {device.type} does not; use 'float32'"
+        )
+
+
+def check_save_memory(save_memory: SaveMemory, device: torch.device, critic: Critic | None) -> None:
+    """Raises ValueError: there is no such way, or it does nothing on this device, or not with this critic."""
+    if save_memory not in ("no", "recompute", "offload"):
+        raise ValueError(f"save_memory must be 'no', 'recompute' or 'offload', got {save_memory!r}")
+    if save_memory == "offload" and device.type == "cpu":
+        raise ValueError(
+            "save_memory 'offload' keeps in the CPU's memory what a GPU need not hold; on a CPU use 'recompute'"
+        )
+    if save_memory != "no" and isinstance(critic, AdapterCritic):
+        raise ValueError(
+            f"save_memory {save_memory!r} computes layers again after their forward pass, when the critic's adapter is no "
+            "longer active; use another critic than \"lora\", or save_memory 'no' and smaller micro-batches"
+        )

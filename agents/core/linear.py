@@ -49,6 +49,7 @@ class PackedLinear:
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """The map of ``x`` ``(N, I)``, plus ``added`` ``(N, O)`` if given."""
         if self._packed is None or len(x) < self._plain_below:
+            assert self._plain is not None
             product = functional.linear(x, self._plain, self.bias)
             return product if added is None else product.add_(added)
         if added is None:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from agents.core.lora import merged_state
+from agents.core.attention import Segments
+from agents.core.decoder import Decoder, unsupported
+from agents.core.head import token_logprobs
+from agents.core.linear import linear
+from agents.core.lora import adapters, merged_state
+from agents.core.packing import pack
 from textenv.tokenizer import Tokenizer
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one CPU thread a tensor operation costs more than it saves, up to twenty times more when
 the cores are busy otherwise."""
+
+PROBE_LENGTHS = (5, 3)
+"""Tokens of the two sequences by which a decoder is held to its model, before it is first used."""
+PROBE_LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest difference of their logits, over the largest logit; in half precision :data:`PROBE_LIMIT_HALF`."""
+PROBE_LIMIT_HALF = 0.05
 
 
 class Scorer(Protocol):
@@ -26,6 +39,19 @@ class Scorer(Protocol):
     def device(self) -> torch.device: ...
 
     def logprobs(self, tokens_BT: Tensor, sampled_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class States:
+    """What the N sampled tokens of a batch were chosen in, row after row.
+
+    Attributes:
+        hidden_NH: what the output head makes their logits from, differentiable.
+        logits_NV: their logits, of a model whose own forward pass makes them at once; see :meth:`Policy.decoder`.
+    """
+
+    hidden_NH: Tensor
+    logits_NV: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -75,6 +101,13 @@ class Policy(nn.Module):
         self.register_buffer("allowed_V", allowed_V.to(self.device), persistent=False)
         self._all_allowed = bool(allowed_V.all())
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._recomputes = False
+        self._decoder: Decoder | None = None
+        self._decoder_of: list[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the decoder, which computes with this model's modules and not with a copy's."""
+        return {**self.__dict__, "_decoder": None, "_decoder_of": None}
 
     @property
     def device(self) -> torch.device:
@@ -96,6 +129,8 @@ class Policy(nn.Module):
 
     def distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """Log-probabilities ``(..., V)`` over the next token, in float32: the one definition for engine and learner.
+
+        :func:`agents.core.head.token_logprobs` is the same without holding the logits of all tokens.
 
         Args:
             logits: ``(..., V)``, any float type.
@@ -129,25 +164,109 @@ class Policy(nn.Module):
         Raises:
             ValueError: a token of the first column is marked as sampled.
         """
+        states = self.states(tokens_BT, sampled_BT)
+        logp_N, entropy_N = self.readout(states, tokens_BT[sampled_BT], temperature)
+        zero_BT = torch.zeros(tokens_BT.shape, device=tokens_BT.device)
+        return (
+            zero_BT.masked_scatter(sampled_BT, logp_N),
+            zero_BT.masked_scatter(sampled_BT, entropy_N),
+            states.hidden_NH,
+        )
+
+    def states(self, tokens_BT: Tensor, sampled_BT: Tensor) -> States:
+        """The first half of :meth:`score`: the states that the sampled tokens were chosen in. Arguments as there.
+
+        Nothing is computed for padding, for what follows a row's last sampled token, nor twice for a common beginning of
+        rows; where the model's forward pass is not known, see :meth:`decoder`, for the whole rectangle.
+        """
         columns_C = sampled_BT.any(dim=0).nonzero().squeeze(1)
-        logp_BT = torch.zeros(tokens_BT.shape, device=tokens_BT.device)
         if not len(columns_C):  # still something to call backward on
-            hidden_NH = logp_BT.new_zeros(0, self.hidden_size)
-            return logp_BT.requires_grad_(torch.is_grad_enabled()), torch.zeros_like(logp_BT), hidden_NH
+            empty_0H = torch.zeros(0, self.hidden_size, device=tokens_BT.device)
+            return States(empty_0H.requires_grad_(torch.is_grad_enabled()))
         if columns_C[0] == 0:
             raise ValueError("a token of the first column is marked as sampled, but it has no context; add a prompt")
-        with self._watched_head() as entered:
-            logits_BCV, _ = self.logits(tokens_BT[:, : columns_C[-1]], columns_C - 1, use_cache=False)
-        hidden_BCH = entered[0] if self._keeps_logits else entered[0][:, columns_C - 1]
-        sampled_BC = sampled_BT[:, columns_C]
-        logp_NV = self.distribution(logits_BCV[sampled_BC], temperature)
-        logp_N = logp_NV.gather(1, tokens_BT[sampled_BT].unsqueeze(1)).squeeze(1)
-        entropy_N = torch.special.entr(logp_NV.detach().exp()).sum(dim=1)
+        decoder = self.decoder()
+        if decoder is None:
+            return self._padded_states(tokens_BT[:, : columns_C[-1]], columns_C - 1, sampled_BT[:, columns_C])
+        decoder.recompute = self._recomputes
+        packed = pack(tokens_BT, sampled_BT)
+        hidden_UH = decoder(packed.tokens_U, packed.position_U, packed.attend)
+        return States(hidden_UH.index_select(0, packed.state_N))
+
+    def readout(self, states: States, tokens_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The second half of :meth:`score`: what the output head says of the sampled tokens.
+
+        Args:
+            states: N of them.
+            tokens_N: int64, the token chosen in each.
+            temperature: that of the sampling.
+
+        Returns:
+            ``logp_N``, differentiable, and ``entropy_N``, without gradient; both float32.
+        """
+        if states.logits_NV is not None:
+            logp_NV = self.distribution(states.logits_NV, temperature)
+            entropy_N = torch.special.entr(logp_NV.detach().exp()).sum(dim=1)
+            return logp_NV.gather(1, tokens_N.unsqueeze(1)).squeeze(1), entropy_N
+        head = self.model.get_output_embeddings()
+        allowed_V = None if self._all_allowed else self.allowed_V
+        logp_N, entropy_N = token_logprobs(states.hidden_NH, head.weight, head.bias, tokens_N, temperature, allowed_V)
+        return logp_N.float(), entropy_N.float()
+
+    def decoder(self) -> Decoder | None:
+        """The model as a function of flat tokens, with its modules as they are now, adapters included.
+
+        None for a model of another family than :data:`agents.core.decoder.FAMILIES`, and for one that does not give what the
+        decoder gives, of which a warning tells. Such a model is run by itself, on padded rows, its logits whole.
+        """
+        held = adapters(self.model)
+        if self._decoder_of != held:
+            self._decoder, self._decoder_of = None, held
+            reason = unsupported(self.model)
+            if reason is None:
+                self._decoder = Decoder(self.model)
+                reason = self._difference(self._decoder)
+            if reason is not None:
+                self._decoder = None
+                warnings.warn(
+                    "tokens are scored by the model itself, on padded rows and with all logits, which is slower and takes "
+                    f"more memory: {reason}",
+                    stacklevel=2,
+                )
+        return self._decoder
+
+    @torch.no_grad()
+    def _difference(self, decoder: Decoder) -> str | None:
+        """How the decoder's logits differ from the model's own, padded ones on two short sequences, None if they agree."""
+        columns_T = torch.arange(max(PROBE_LENGTHS))
+        real_BT = columns_T < torch.tensor(PROBE_LENGTHS).unsqueeze(1)
+        tokens_BT = (torch.arange(real_BT.numel()).view(real_BT.shape) * 7 % self.vocab_size).to(self.device)
+        position_N = columns_T.expand(real_BT.shape)[real_BT].to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            whole_NV = self.model(input_ids=tokens_BT, use_cache=False).logits[real_BT].double()
+            hidden_NH = decoder(tokens_BT[real_BT], position_N, Segments(PROBE_LENGTHS, self.device))
+            head = self.model.get_output_embeddings()  # by its weights, as readout takes it
+            difference = float((linear(hidden_NH, head.weight, head.bias).double() - whole_NV).abs().max())
+        largest = float(whole_NV.abs().max())
+        limit = largest * PROBE_LIMITS.get(hidden_NH.dtype, PROBE_LIMIT_HALF)
+        if difference <= limit:
+            return None
         return (
-            logp_BT.masked_scatter(sampled_BT, logp_N),
-            torch.zeros_like(logp_BT).masked_scatter(sampled_BT, entropy_N),
-            hidden_BCH[sampled_BC],
+            f"the logits of this {type(self.model).__name__} differ from those expected of its family by {difference:.1g}, "
+            f"where {limit:.1g} would be rounding"
         )
+
+    def recompute_layers(self) -> None:
+        """From now on keep no activations inside the layers, but compute them again for the gradient."""
+        self._recomputes = True
+        if self.decoder() is None:
+            self.model.gradient_checkpointing_enable()  # acts in layers that train, which they do in _padded_states alone
+
+    def _padded_states(self, tokens_BT: Tensor, columns_C: Tensor, sampled_BC: Tensor) -> States:
+        with self._watched_head() as entered, self._recomputing():
+            logits_BCV, _ = self.logits(tokens_BT, columns_C, use_cache=False)
+        hidden_BCH = entered[0] if self._keeps_logits else entered[0][:, columns_C]
+        return States(hidden_BCH[sampled_BC], logits_BCV[sampled_BC])
 
     @contextmanager
     def _watched_head(self) -> Iterator[list[Tensor]]:
@@ -160,6 +279,21 @@ class Policy(nn.Module):
             yield entered
         finally:
             handle.remove()
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Have the model's own layers computed again, if that is wanted."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        wanted = self._recomputes and torch.is_grad_enabled()
+        layers = [m for m in self.model.modules() if wanted and isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def save(self, folder: str | Path) -> None:
         """Save model and tokenizer so that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load them again.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.core.advantages import group_advantages, part_advantages
 from agents.core.agent import Agent
+from agents.core.ahead import Ahead
 from agents.core.config import TINY, AgentConfig, require
 from agents.core.kl import adapt_kl_coef, kl_estimate
 from agents.core.learner import Beside, Scored, check_logp_gap, mean_metrics, shuffled_parts
@@ -27,15 +28,23 @@ from agents.core.losses import (
     clip_fractions,
     clipped_surrogate,
     count_denominators,
+    token_ratio,
 )
 from agents.core.policy import Scorer
 from agents.core.rollout import Rollout
 from agents.core.sources import find_model, validate_model_source
 from agents.core.trajectories import Trajectories
+from agents.core.usage import training_flops
 from textenv.wrappers import kl_penalty
 
 SHUFFLING = 0x5A4C
 """First word of every shuffle's seed, which sets its stream apart from those of problems, replies and sampling."""
+TIS_CAP = 2.0
+"""Largest weight of a token that was sampled one step late."""
+
+Batch = TypeVar("Batch")
+Weigh = Callable[[Scored, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Takes a micro-batch and its log-probabilities before the update, gives the weights of its tokens and their metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,9 @@ class PolicyGradientConfig(AgentConfig):
     max_logp_gap: float = 0.1
     """Largest mean difference, in nats, between a token's log-probability when sampled and when scored; more stops the
     run, since the learner would train on another distribution than was sampled."""
+    staleness: Literal[0, 1] = 0
+    """1 samples the next batch while this one is learned from, so with weights one step old, which each token is weighed
+    for; it takes a copy of the weights."""
 
     @property
     def kl_coefs(self) -> dict[str, float]:
@@ -152,10 +164,14 @@ class AdvantageConfig(GroupConfig):
 class PolicyGradient(Agent):
     """An agent that samples, credits what it sampled, and raises or lowers its probability.
 
-    A subclass writes ``learn``: :meth:`sample`, its own credit, :meth:`update`, :meth:`adapt_kl`.
+    A subclass writes ``learn``: :meth:`sample` by way of :meth:`sampler`, its own credit, :meth:`update`, :meth:`adapt_kl`.
+
+    Attributes:
+        ahead: with ``staleness`` 1, what samples the next batch while :meth:`update` learns from this one.
     """
 
     config: Any
+    ahead: Ahead | None = None
 
     @property
     def temperature(self) -> float:
@@ -187,6 +203,20 @@ class PolicyGradient(Agent):
         )
         rollout.reward.adapt()
         return batch.to(self.policy.device)
+
+    def sampler(self, rollout: Rollout, sample: Callable[[int, int], Batch]) -> Callable[[int, int], Batch]:
+        """What gives a step's batch, from its number and that of its first problem: ``sample``; or with ``staleness`` 1 what
+        ``sample`` gave, by this rollout, while the step before was learned from.
+        """
+        if self.config.staleness == 0:
+            return sample
+        self.ahead = Ahead(self, rollout, sample)
+        return self.ahead.take
+
+    def next_batch_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.ahead is None:
+            return super().next_batch_state()
+        return self.ahead.reward_state, self.ahead.weights()
 
     def penalise(self, batch: Trajectories, reference: Scorer | None, old_BT: Tensor | None = None) -> Trajectories:
         """The batch with what the reference says of it, and the KL penalty taken off its rewards.
@@ -243,7 +273,40 @@ class PolicyGradient(Agent):
 
         Returns:
             the metrics of the learner and the loss, averaged over the updates.
+
+        Raises:
+            RuntimeError: the batch was sampled from another distribution than the learner scores: see ``max_logp_gap``.
         """
+        learn = partial(
+            self._learn_from, batch, loss, step, trained_B=trained_B, counted_B=counted_B, old_BT=old_BT, beside=beside
+        )
+        if self.ahead is None:
+            metrics = learn()
+        else:
+            late = self.ahead.measure_gap(batch) | {"staleness": float(self.ahead.staleness)}
+            with self.ahead.sampling(step, self._problem_after(batch)):
+                metrics = learn() | late
+        check_logp_gap(metrics, self.config.max_logp_gap)
+        return metrics
+
+    def _problem_after(self, batch: Trajectories) -> int | None:
+        """The number of the first problem of the step after the one with this batch; None if there is no such step."""
+        training = self.last_training
+        assert training is not None
+        episodes = training.episodes + len(batch)
+        return episodes // self.config.group_size if episodes < training.total_episodes else None
+
+    def _learn_from(
+        self,
+        batch: Trajectories,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        step: int,
+        *,
+        trained_B: Tensor,
+        counted_B: Tensor | None,
+        old_BT: Tensor | None,
+        beside: Callable[[tuple[int, ...], int], Beside] | None,
+    ) -> dict[str, float]:
         config, learner = self.config, self.learner
         rows = batch.rows if counted_B is None else batch.rows[counted_B]
         # Used once, a batch is compared with the very weights that score it: the ratio is 1 and needs no pass of its own.
@@ -258,9 +321,12 @@ class PolicyGradient(Agent):
                 if len(trained):
                     also = None if beside is None else beside((*seed, number), len(part))
                     own = partial(loss, old_BT=old_BT, denominators=denominators)
+                    if config.staleness:
+                        tokens = int(batch.sampled_BT[trained].sum())
+                        own = partial(own, weigh=partial(tis_weights, behaviour_BT=batch.logp_BT, tokens=tokens))
                     updates.append(learner.step(batch, trained, own, beside=also))
+                    self.flops += training_flops(self.policy, batch.length_B[trained])
         metrics = mean_metrics(updates) if updates else learner.measure_gap(batch, batch.rows[: config.group_size])
-        check_logp_gap(metrics, config.max_logp_gap)
         return {"trained_share": float(trained_B.float().mean()), **metrics}
 
 
@@ -308,6 +374,7 @@ def policy_loss(
     advantage: Tensor,
     old_BT: Tensor | None,
     denominators: Denominators,
+    weigh: Weigh | None = None,
     reference_BT: Tensor | None = None,
     kl_loss_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -320,6 +387,7 @@ def policy_loss(
         advantage: of every episode of the batch, ``(B,)``, or of every token, ``(B, T)``.
         old_BT: log-probabilities before the first update on the batch; None if this is the first.
         denominators: of the whole update batch.
+        weigh: multiplies the loss of each token, where older weights sampled it: :func:`tis_weights`.
         reference_BT: log-probabilities of the reference, for the KL term.
         kl_loss_coef: weight of the k3 estimate; 0 for no term.
     """
@@ -329,6 +397,9 @@ def policy_loss(
     loss_RT = clipped_surrogate(*surrogate, config.clip_low, config.clip_high, config.clip_ratio_max)
     low, high = clip_fractions(*surrogate, scored.sampled_RT, config.clip_low, config.clip_high, denominators)
     metrics = {"clip_low_fraction": low, "clip_high_fraction": high}
+    if weigh is not None:
+        weight_RT, tis_metrics = weigh(scored, old_RT)
+        loss_RT, metrics = loss_RT * weight_RT, metrics | tis_metrics
     if kl_loss_coef and reference_BT is not None:
         kl_RT, kl_metrics = kl_term(scored, reference_BT, kl_loss_coef, denominators)
         loss_RT, metrics = loss_RT + kl_RT, metrics | kl_metrics
@@ -341,3 +412,25 @@ def kl_term(
     """``coef`` times the k3 estimate of the KL to the reference at each token ``(R, T)``, and what it is a sequence."""
     kl_RT = kl_estimate(scored.logp_RT, scored.of(reference_BT), "k3")
     return coef * kl_RT, {"kl_k3": aggregate(kl_RT.detach(), scored.sampled_RT, "sequence_sum", denominators)}
+
+
+def tis_weights(
+    scored: Scored, old_RT: Tensor, *, behaviour_BT: Tensor, tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Truncated importance weights ``min(exp(old - behaviour), TIS_CAP)`` of tokens that older weights sampled ``(R, T)``
+    (Ionides 2008, J. Comput. Graph. Stat. 17, 295-311), and a micro-batch's share of their metrics.
+
+    Each token is weighed by itself: the product over a sequence would be decided by its length. The weights correct for who
+    sampled; how far the updates on the batch go from ``old`` is the clip's affair.
+
+    Args:
+        scored: the micro-batch under the current weights.
+        old_RT: its log-probabilities before the first update on the batch.
+        behaviour_BT: log-probabilities of the whole batch when it was sampled.
+        tokens: that the whole update batch is trained on.
+    """
+    ratio_RT = token_ratio(old_RT, scored.of(behaviour_BT))
+    weight_RT = ratio_RT.clamp(max=TIS_CAP)
+    capped_RT = scored.sampled_RT & (ratio_RT > TIS_CAP)
+    mean = torch.where(scored.sampled_RT, weight_RT, 0.0).sum() / tokens
+    return weight_RT, {"tis_mean": mean, "tis_capped_share": capped_RT.sum() / tokens}

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 import rewards
-from agents.core.engines.base import Engine, Sampling
+from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling
 from agents.core.policy import Policy
+from agents.core.timing import Clock
 from agents.core.trajectories import Trajectories, from_episodes
 from rewards.registry import Spec
 from textenv.episodes import Episodes
@@ -31,10 +32,11 @@ class Rollout:
         task: what is asked.
         reward: what scores the episodes; default the task's own.
         engine: generates the completions.
-        policy: for its tokenizer and the width of its logits.
+        policy: with whose weights it generates.
         seed: of the problems.
         split: ``train`` or ``eval``.
         max_ungraded: largest share of a rollout that the reward may leave ungraded before the run stops.
+        clock: adds up the seconds of ``sync``, ``generate`` and ``score``.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Rollout:
         seed: int = 0,
         split: str = "train",
         max_ungraded: float = 0.5,
+        clock: Clock | None = None,
     ) -> None:
+        self.clock = clock or Clock()
         self.task, self.engine, self.policy = task, engine, policy
         self.reward = rewards.as_reward(task.reward if reward is None else reward)
         self.split = split
@@ -82,7 +86,8 @@ class Rollout:
     ) -> Trajectories:
         """Sample ``group_size`` completions for each of ``prompts`` problems, from problem ``index`` on.
 
-        A reward that waits for something scores what has ended while the rest is being written.
+        A reward that waits for something scores what has ended while the rest is being written. At the end the engine gives
+        back the memory that only generation needs.
 
         Args:
             temperature: of the sampling; 0 is greedy.
@@ -91,10 +96,12 @@ class Rollout:
         Raises:
             rewards.RewardError: the reward left more than ``max_ungraded`` of the episodes ungraded; the message carries
                 its first error.
+            RuntimeError: the engine died; see :func:`generate`.
         """
         episodes = self.begin(index, prompts, group_size, scored=False)
         scoring = Scoring(self.reward, episodes, group_size)
         logp_NT = np.zeros(episodes.tokens_NT.shape, dtype=np.float32)
+        self.engine.keep_contexts = self.task.turns > 1
         turn = 0
         while not episodes.done_N.all():
             rows = episodes.running
@@ -106,21 +113,81 @@ class Rollout:
                 seed=(SAMPLING, *seed, turn),
             )
             starts = episodes.length_N[rows]
-            completions = self.engine.generate(
+            completions = generate(
+                self.engine,
+                self.policy,
                 [episodes.context(n).tolist() for n in rows[::shared]],
                 sampling,
                 n=shared,
                 budgets=(episodes.limit_N - episodes.length_N)[rows].tolist(),
                 on_end=partial(scoring.extend, rows) if scoring.early else None,
+                clock=self.clock,
             )
             if not scoring.early:
                 episodes.extend(completions.tokens, rows)
             for n, start, logprobs in zip(rows, starts, completions.logprobs, strict=True):
                 logp_NT[n, start : start + len(logprobs)] = logprobs
             turn += 1
-        scoring.finish()
+        self.engine.keep_contexts = False
+        self.engine.release()
+        with self.clock("score"):
+            scoring.finish()
         check_graded([score for score in episodes.scores if score is not None], self.reward.name, self.max_ungraded)
         return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size)
+
+
+def generate(
+    engine: Engine,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    n: int = 1,
+    budgets: Sequence[int] | None = None,
+    on_end: OnEnd | None = None,
+    clock: Clock | None = None,
+) -> Completions:
+    """Generate with the policy's weights as they are now, all of :meth:`Engine.generate`'s arguments being as there.
+
+    An engine that dies is begun anew and asked again, once. What had ended before is not handed to ``on_end`` again.
+
+    Raises:
+        RuntimeError: the engine died again, or wrote something else than before.
+    """
+    clock = clock or Clock()
+    ended: dict[int, np.ndarray] = {}
+
+    def end_once(row: int, tokens: np.ndarray) -> None:
+        if row not in ended and on_end is not None:
+            ended[row] = tokens.copy()
+            on_end(row, tokens)
+
+    def ask() -> Completions:
+        if engine.policy is not policy or engine.version != policy.version:
+            with clock("sync"):
+                engine.sync(policy)
+        with clock("generate"):
+            return engine.generate(prompts, sampling, n, budgets, None if on_end is None else end_once)
+
+    try:
+        return ask()
+    except EngineError as error:
+        print(f"the engine died and is begun anew: {error}", flush=True)
+    try:
+        with clock("sync"):
+            engine.restart(policy)
+        completions = ask()
+    except EngineError as error:
+        raise RuntimeError(
+            f"the engine died, was begun anew and died again: {error}; mend what ended it, then go on with --resume: the "
+            "steps before this one are kept"
+        ) from error
+    if any(not np.array_equal(completions.tokens[row], tokens) for row, tokens in ended.items()):
+        raise RuntimeError(
+            "the engine died, was begun anew and wrote other completions than before, some of which are scored already; go "
+            "on with --resume: the steps before this one are kept"
+        )
+    return completions
 
 
 class Scoring:

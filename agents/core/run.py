@@ -9,7 +9,8 @@
     tensorboard/           the metrics, for TensorBoard
     evaluation_before.json, evaluation_after.json   on held-out problems
 
-``metrics.jsonl`` grows by lines. All else appears whole or not at all: it is written beside its place and renamed into it.
+``metrics.jsonl`` grows by lines. All else appears whole or not at all: it is written beside its place and renamed into it once
+it is on disk. Rollouts and checkpoints wait for that in a thread, in the order in which they were kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
 
 from agents.core.learner import Learner
 from agents.core.policy import Policy
@@ -34,6 +38,8 @@ from textenv.task import Finish
 
 SCHEMA = 1
 STATE_FILE = "state.json"
+BEHAVIOUR_FILE = "behaviour.safetensors"
+"""In a checkpoint, the weights that the batch of the next step is sampled with, where they are not the policy's."""
 MIN_FREE_BYTES = 64 * 2**20
 
 
@@ -64,43 +70,84 @@ class Run:
             _write_text(self.folder / "config.json", json.dumps(self.config, indent=2))
         self._board: Any = None
         self._first_step = 1
+        self._disk = ThreadPoolExecutor(1)
+        """waits for the disk, while training goes on"""
+        self._under_way: list[Future[None]] = []
+        self._checkpoint: Future[None] | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a step's metrics. A value that is not a number is kept as null."""
         line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard().add_scalar(name, value, step)
+        self._tensorboard().add_summary(scalars(metrics), step)
 
     def _tensorboard(self) -> Any:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._first_step)
+            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._first_step)
+            self._board = writer.file_writer  # takes all scalars of a step at once
         return self._board
 
     def log_rollout(self, step: int, trajectories: Trajectories) -> None:
-        """Keep the episodes of a step, a JSON line each."""
-        lines = "".join(to_json(row) + "\n" for row in episode_rows(trajectories))
-        with _replacing(self.folder / "rollouts" / f"{step:06d}.jsonl.gz") as path:
-            path.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
+        """Keep the episodes of a step, a JSON line each; a thread waits for the disk.
 
-    def save_checkpoint(self, step: int, policy: Policy, learner: Learner, state: Mapping[str, Any]) -> Path:
+        Raises:
+            OSError: the disk is full, or was when what was kept before was written to it.
+        """
+        encode = json.JSONEncoder(default=_plain).encode
+        lines = "".join(encode(row) + "\n" for row in episode_rows(trajectories))
+        path = self.folder / "rollouts" / f"{step:06d}.jsonl.gz"
+        new = _beside(path)
+        new.write_bytes(gzip.compress(lines.encode(), compresslevel=1, mtime=0))
+        self._later(_put_in_place, new, path)
+
+    def save_checkpoint(
+        self,
+        step: int,
+        policy: Policy,
+        learner: Learner,
+        state: Mapping[str, Any],
+        behaviour: Mapping[str, Tensor] | None = None,
+    ) -> Path:
         """Save all that the run needs to go on as if it had never stopped. Only the newest two are kept.
 
-        ``state`` are the numbers that grow from step to step, and those of the reward. All else that a step depends on
-        (problems, sampling, learning rate) is a function of these, the settings and the step's number.
+        ``state`` are the numbers that grow from step to step, and those of the reward; ``behaviour`` the weights that the next
+        batch is sampled with, where they are not the policy's. All else that a step depends on (problems, sampling, learning
+        rate) is a function of these, the settings and the step's number.
+
+        It returns with everything copied to the system's file cache, and a thread waits for the disk. There is one checkpoint
+        under way at most.
+
+        Raises:
+            OSError: the disk is full, or was when what was kept before was written to it.
         """
+        if self._checkpoint is not None:
+            self._checkpoint.result()
         folder = self.folder / "checkpoints" / f"{step:06d}"
-        with _replacing(folder) as new:
-            new.mkdir()
-            policy.save(new)
-            learner.save(new)
-            (new / STATE_FILE).write_text(json.dumps(dict(state)))
+        new = _beside(folder)
+        new.mkdir()
+        policy.save(new)
+        learner.save(new)
+        if behaviour:
+            save_file({name: tensor.contiguous() for name, tensor in behaviour.items()}, new / BEHAVIOUR_FILE)
+        (new / STATE_FILE).write_text(json.dumps(dict(state)))
+        self._checkpoint = self._later(self._finish_checkpoint, new, folder)
+        return folder
+
+    def _finish_checkpoint(self, new: Path, folder: Path) -> None:
+        _put_in_place(new, folder)
         for old in checkpoints(self.folder)[:-2]:
             shutil.rmtree(old)
-        return folder
+
+    def _later(self, write: Callable[..., None], *arguments: Path) -> Future[None]:
+        """Have the thread do this after all it was given before; raise what went wrong with that."""
+        for done in [future for future in self._under_way if future.done()]:
+            self._under_way.remove(done)
+            done.result()
+        self._under_way.append(self._disk.submit(write, *arguments))
+        return self._under_way[-1]
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after ``step``, to be done again from its checkpoint."""
@@ -119,8 +166,16 @@ class Run:
         _write_text(self.folder / name, to_json(content, indent=2))
 
     def close(self) -> None:
+        """Wait until all is on disk.
+
+        Raises:
+            OSError: some of it could not be written.
+        """
         if self._board is not None:
             self._board.close()
+        self._disk.shutdown()
+        for done in self._under_way:
+            done.result()
 
 
 def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
@@ -152,20 +207,35 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def to_json(content: Any, indent: int | None = None) -> str:
     """``content`` as JSON; numbers and arrays of numpy as plain ones, and a reference of any other type as its repr."""
+    return json.dumps(content, indent=indent, default=_plain)
 
-    def plain(value: Any) -> Any:
-        return value.tolist() if isinstance(value, np.generic | np.ndarray) else repr(value)
 
-    return json.dumps(content, indent=indent, default=plain)
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else repr(value)
+
+
+def scalars(metrics: Mapping[str, float]) -> Any:
+    """The metrics of a step as one event for TensorBoard."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
 
 
 def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     """The episodes of a rollout as plain data, tokens and their credit included."""
-    returns = trajectories.return_B.tolist()
+    per_token = {
+        "tokens": trajectories.tokens_BT,
+        "source": trajectories.source_BT,
+        "logp": trajectories.logp_BT,
+        "reward": trajectories.reward_BT,
+    }
+    listed = {name: x_BT.tolist() for name, x_BT in per_token.items()}
+    returns, groups, lengths = (
+        x.tolist() for x in (trajectories.return_B, trajectories.group_B, trajectories.length_B)
+    )
     for i, score in enumerate(trajectories.scores):
-        length = int(trajectories.length_B[i])
         yield {
-            "group": int(trajectories.group_B[i]),
+            "group": groups[i],
             "prompt": trajectories.prompts[i],
             "completions": trajectories.completions[i],
             "reference": trajectories.references[i],
@@ -174,10 +244,7 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "error": score.error,
             "verdict": dict(score.info),
             "finish": Finish(trajectories.finish_B[i]).label,
-            "tokens": trajectories.tokens_BT[i, :length].tolist(),
-            "source": trajectories.source_BT[i, :length].tolist(),
-            "logp": trajectories.logp_BT[i, :length].tolist(),
-            "reward": trajectories.reward_BT[i, :length].tolist(),
+            **{name: rows[i][: lengths[i]] for name, rows in listed.items()},
         }
 
 
@@ -207,10 +274,21 @@ def _write_text(path: Path, text: str) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to beside ``path``, put in its place once it is whole and on disk."""
+    new = _beside(path)
+    yield new
+    _put_in_place(new, path)
+
+
+def _beside(path: Path) -> Path:
+    """Where to write what is to be ``path``; nothing is there."""
     new = path.with_name(path.name + ".new")
     if new.is_dir():
         shutil.rmtree(new)
-    yield new
+    return new
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename a file or folder once it is on disk."""
     for written in [new] if new.is_file() else new.iterdir():
         descriptor = os.open(written, os.O_RDONLY)
         os.fsync(descriptor)

@@ -13,11 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from agents.core.evaluate import Evaluation
 from agents.core.monitors import Monitor, flags_of
 from agents.core.progress import LiveLine
 from agents.core.run import Run
 from agents.core.trajectories import Trajectories
+from agents.core.usage import memory_peak_mb, peak_flops
 from textenv.cli import imported
 
 if TYPE_CHECKING:
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 Callback = Callable[["Training"], bool | None]
 """Called after every step; training stops when it returns False. What a :class:`~agents.core.monitors.Monitor` measures is
 logged with the step."""
+
+
+PARTS = ("generate", "score", "prepare", "forward", "backward", "optimise", "sync", "log")
+"""Where the time of a step goes."""
 
 
 class Training:
@@ -39,8 +46,8 @@ class Training:
                 ...
                 training.log(batch, metrics)
 
-    Each step has its learning rate set; each logged step is on disk. ``step`` counts the logged steps, ``episodes`` the
-    episodes that they played; ``before`` and ``after`` hold the evaluations.
+    Each step has its learning rate set; each logged step is kept, and on disk by the end. ``step`` counts the logged steps,
+    ``episodes`` the episodes that they played; ``before`` and ``after`` hold the evaluations.
     """
 
     def __init__(self, agent: Agent, total_episodes: int, callback: Callback | None) -> None:
@@ -61,6 +68,10 @@ class Training:
         self.run = Run(folder, described, resume=agent.resumed)
         self.run.forget_after(agent.start)
         self._line = LiveLine(agent.name, total_episodes)
+        self._log_seconds = 0.0
+        """that the step before took to be written"""
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        self._peak_flops = peak_flops(agent.policy.device, dtype)
 
     def __enter__(self) -> Training:
         print(f"the run is in {self.run.folder}", flush=True)
@@ -76,7 +87,8 @@ class Training:
         while self.episodes < self.total_episodes and self.stopped is None and not self.agent.state.get("stopped"):
             rate = config.learning_rate_at(self.step, self.episodes / self.total_episodes)
             self.agent.learner.set_learning_rate(rate)
-            self._step_started = time.monotonic()
+            self.agent.clock.take()  # of evaluations since the last step
+            self._step_started = time.perf_counter()
             yield self.step
         if self.step > self._saved:
             self._save_checkpoint()
@@ -92,33 +104,53 @@ class Training:
 
     def log(self, batch: Trajectories, metrics: Mapping[str, float]) -> None:
         """Close a step: show it, keep its metrics and episodes, and leave a checkpoint if one is due."""
-        seconds = time.monotonic() - self._step_started
+        used = self._usage(batch)
         self.step += 1
         self.agent.state["episodes"] += len(batch)
-        speed = int(batch.sampled_BT.sum()) / seconds
-        self.metrics = {**metrics, "episodes": self.episodes, "seconds": seconds, "tokens_per_second": speed}
+        self.metrics = {**metrics, "episodes": self.episodes, **used}
         if isinstance(self.callback, Monitor):
             self.metrics |= self.callback.measure(self, batch)
         self.taught |= "grad_norm" in metrics
+        started = time.perf_counter()
         self.run.log(self.step, self.metrics)
         self.run.log_rollout(self.step, batch)
         self._line.update(self.episodes, self.metrics)
         if self.step % self.agent.config.checkpoint_every == 0:
             self._save_checkpoint()
+        self._log_seconds = time.perf_counter() - started
         if self.callback is not None and self.callback(self) is False:
             self.stopped = "the callback asked for it"
+
+    def _usage(self, batch: Trajectories) -> dict[str, float]:
+        """Where the time of the step under way went, and how well it was used."""
+        agent = self.agent
+        seconds = time.perf_counter() - self._step_started + self._log_seconds
+        parts = dict.fromkeys(PARTS, 0.0) | agent.clock.take() | {"log": self._log_seconds}
+        parts["prepare"] = seconds - sum(parts.values())  # all that no other part has timed
+        flops, agent.flops = agent.flops, 0.0
+        learned = parts["forward"] + parts["backward"]
+        return {
+            "seconds": seconds,
+            "tokens_per_second": int(batch.sampled_BT.sum()) / seconds,
+            **{f"time_{part}": took for part, took in parts.items()},
+            "memory_peak_mb": memory_peak_mb(agent.policy.device),
+            "mfu": flops / learned / self._peak_flops if learned else 0.0,
+        }
 
     def _save_checkpoint(self) -> None:
         self._saved = self.step
         agent = self.agent
-        state = {**agent.state, "reward": agent.reward.state_dict()}
-        self.run.save_checkpoint(self.step, agent.policy, agent.learner, state)
+        reward_state, behaviour = agent.next_batch_state()
+        state = {**agent.state, "reward": reward_state}
+        self.run.save_checkpoint(self.step, agent.policy, agent.learner, state, behaviour)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._line.__exit__(kind, error, trace)
         self.seconds = time.monotonic() - self._started
+        if error is not None:
+            print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")
         self.run.close()
         if error is None:
             if self.stopped is not None:
@@ -126,8 +158,6 @@ class Training:
             if self.agent.start < self.step:  # an evaluation from before these steps is out of date
                 (self.run.folder / "evaluation_after.json").unlink(missing_ok=True)
             self.after = self._evaluate_once("after")
-        else:
-            print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")
 
     def _evaluate_once(self, moment: str) -> Evaluation:
         """The evaluation before or after training; a resumed run reads the one it made then."""

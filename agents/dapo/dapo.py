@@ -75,10 +75,11 @@ class DAPO(PolicyGradient):
         config = self.config
         # A refill may be of so few problems that none can be graded: what counts is the step so far.
         rollout, reference = self.rollout(max_ungraded=1.0), self.reference()
+        sample = self.sampler(rollout, lambda step, index: self.sample_mixed_groups(rollout, index, step))
         budget = self.task.max_new_tokens * self.task.turns
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
-                batch, kept_B = self.sample_mixed_groups(rollout, training.episodes // config.group_size, step)
+                batch, kept_B = sample(step, training.episodes // config.group_size)
                 batch = self.penalise(batch, reference).penalised(
                     soft_overlong_penalty(batch.sampled_BT, budget, config.overlong_buffer)
                 )

@@ -44,9 +44,10 @@ class GRPO(PolicyGradient):
     def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         config = self.config
         rollout, reference = self.rollout(), self.reference()
+        sample = self.sampler(rollout, lambda step, index: self.sample(rollout, index, (step,)))
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
-                batch = self.sample(rollout, training.episodes // config.group_size, (step,))
+                batch = sample(step, training.episodes // config.group_size)
                 batch = self.penalise(batch, reference)
                 advantage_B = compare_in_groups(batch, config)
                 loss = partial(

@@ -33,7 +33,7 @@ from agents.core.critic import (
 from agents.core.kl import adapt_penalty_coef
 from agents.core.learner import Beside, Scored
 from agents.core.losses import Denominators, aggregate, value_loss
-from agents.core.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_loss
+from agents.core.policy_gradient import PolicyGradient, PolicyGradientConfig, Weigh, policy_loss
 from agents.core.sources import find_model
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories, summary
@@ -147,9 +147,10 @@ class PPO(PolicyGradient):
         critic = learner.critic
         assert critic is not None
         rollout, reference = self.rollout(), self.reference()
+        sample = self.sampler(rollout, lambda step, index: self.sample(rollout, index, (step,)))
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
-                batch = self.sample(rollout, training.episodes // config.group_size, (step,))
+                batch = sample(step, training.episodes // config.group_size)
                 old_BT, value_BT = learner.logprobs_and_values(batch, batch.rows)
                 batch = self.penalise(batch, reference, old_BT)
                 learned_BT = batch.sampled_BT & batch.graded_B.unsqueeze(1)
@@ -226,6 +227,7 @@ def ppo_loss(
     old_value_BT: Tensor,
     return_BT: Tensor,
     denominators: Denominators,
+    weigh: Weigh | None = None,
     policy_moves: bool = True,
     kl_step_coef: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,6 +243,7 @@ def ppo_loss(
         advantage_BT, return_BT: of every token of the batch.
         old_BT, old_value_BT: log-probabilities and values before the first update on the batch.
         denominators: of the whole update batch.
+        weigh: multiplies the policy's loss of each token, where older weights sampled it.
         policy_moves: False while only the critic learns.
         kl_step_coef: weight of PPO-penalty's penalty.
     """
@@ -252,13 +255,22 @@ def ppo_loss(
         return config.value_loss_coef * critics, metrics
     if config.kl_step_target is None:
         policys, own = policy_loss(
-            scored, config=config, advantage=advantage_BT, old_BT=old_BT, denominators=denominators
+            scored,
+            config=config,
+            advantage=advantage_BT,
+            old_BT=old_BT,
+            denominators=denominators,
+            weigh=weigh,
         )
         metrics |= own
     else:
         log_ratio_RT = (scored.logp_RT - scored.of(old_BT)).clamp(-20, 20)
         ratio_RT = log_ratio_RT.exp()
-        loss_RT = -ratio_RT * scored.of(advantage_BT) + kl_step_coef * (ratio_RT - 1 - log_ratio_RT)
+        surrogate_RT = -ratio_RT * scored.of(advantage_BT)
+        if weigh is not None:
+            weight_RT, tis_metrics = weigh(scored, scored.of(old_BT))
+            surrogate_RT, metrics = surrogate_RT * weight_RT, metrics | tis_metrics
+        loss_RT = surrogate_RT + kl_step_coef * (ratio_RT - 1 - log_ratio_RT)
         policys = aggregate(loss_RT, scored.sampled_RT, config.aggregation, denominators)
     return policys + config.value_loss_coef * critics, metrics
 

@@ -27,7 +27,7 @@ from agents.core.advantages import group_advantages, group_range
 from agents.core.config import require
 from agents.core.learner import Scored
 from agents.core.losses import Denominators, aggregate
-from agents.core.policy_gradient import GroupConfig, PolicyGradient, kl_term, policy_loss
+from agents.core.policy_gradient import GroupConfig, PolicyGradient, Weigh, kl_term, policy_loss
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories, summary
 
@@ -104,9 +104,10 @@ class RAFT(PolicyGradient):
     def learn(self, total_episodes: int | None = None, callback: Callback | None = None) -> Self:
         config = self.config
         rollout, reference = self.rollout(), self.reference()
+        sample = self.sampler(rollout, lambda step, index: self.sample(rollout, index, (step,)))
         with self.training(total_episodes, config.prompts_per_step * config.group_size, callback) as training:
             for step in training:
-                batch = self.sample(rollout, training.episodes // config.group_size, (step,))
+                batch = sample(step, training.episodes // config.group_size)
                 batch = self.penalise(batch, reference)
                 advantage_B = rejection_advantages(batch, config)
                 learned_B, accepted = advantage_B != 0, int((advantage_B > 0).sum())
@@ -177,6 +178,7 @@ def supervised_loss(
     advantage: Tensor,
     old_BT: Tensor | None,
     denominators: Denominators,
+    weigh: Weigh | None = None,
     reference_BT: Tensor | None = None,
     kl_loss_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,7 +188,7 @@ def supervised_loss(
         scored: the micro-batch under the current weights.
         config: the aggregation.
         advantage: 1 for an accepted episode of the batch, 0 for another, ``(B,)``.
-        old_BT: not used: there is no ratio.
+        old_BT, weigh: not used: there is no ratio.
         denominators: of the whole update batch.
         reference_BT, kl_loss_coef: a KL term, see :func:`agents.core.policy_gradient.policy_loss`.
     """

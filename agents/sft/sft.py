@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from agents.core.agent import Agent
@@ -19,6 +18,7 @@ from agents.core.losses import aggregate, count_denominators
 from agents.core.rollout import demonstrations, encode_demonstration
 from agents.core.training import Callback
 from agents.core.trajectories import Trajectories
+from agents.core.usage import training_flops
 from textenv.task import Finish, Task, Transcript
 from textenv.tokenizer import Tokenizer
 
@@ -48,7 +48,8 @@ class SFT(Agent):
         with self.training(total_episodes, prompts, callback) as training:
             for _ in training:
                 batch = demonstrations(rollout.begin(training.episodes, prompts)).to(self.policy.device)
-                metrics = sft_step(self.learner, batch, torch.arange(prompts, device=self.policy.device))
+                metrics = sft_step(self.learner, batch, batch.rows)
+                self.flops += training_flops(self.policy, batch.length_B)
                 training.log(batch, metrics)
         return self
 

@@ -219,6 +219,7 @@ class ScriptedEngine(Engine):
 
     def sync(self, policy: Policy) -> None:
         self.engine.sync(policy)
+        self.policy, self.version = policy, policy.version
 
     @torch.no_grad()
     def _scripted(self, contexts: list[list[int]], temperature: float) -> Completions:

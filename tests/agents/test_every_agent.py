@@ -27,7 +27,9 @@ import textenv
 from agents import commands
 from agents.core import run
 from agents.core.agent import Agent
+from agents.core.engines.native import NativeEngine
 from agents.core.kl import adapt_kl_coef
+from agents.core.learner import Learner
 from agents.core.lora import merged_state
 from agents.core.monitors import HeldOutMonitor, RewardMonitor, Together, TripwireTask
 from agents.core.policy_gradient import PolicyGradientConfig
@@ -106,6 +108,7 @@ SAMPLED = {
     "aggregation": "sequence_mean",
     "kl_reward_coef": 20.0,
     "kl_target": 1e-6,
+    "staleness": 1,
 }
 GROUPED = {"min_group_std": 10.0, "kl_loss_coef": 0.5}
 COMPARED = {"scale_rewards": "none", "part_weights": {"correct": 1.0}}
@@ -166,6 +169,9 @@ ELSEWHERE = {
     "max_tokens": "test_the_context_is_as_long_as_was_named",
     "reward": "test_the_reward_that_is_named_scores_the_evaluation_too",
     "device": "test_the_device_is_the_one_that_was_named",
+    "engine": "test_the_engine_that_is_named_generates",
+    "precision": "test_the_learner_has_the_precision_and_the_memory_that_were_named",
+    "save_memory": "test_the_learner_has_the_precision_and_the_memory_that_were_named",
     "max_ungraded": "test_a_reward_that_grades_too_little_stops_the_run",
     "tokens_per_microbatch": "test_micro_batches_bound_what_goes_through_the_model_and_change_no_result",
     "eval_episodes": "test_a_run_keeps_what_it_did",
@@ -231,6 +237,23 @@ def test_the_device_is_the_one_that_was_named(new, agent_class):
 
 
 @over(EVERY)
+def test_the_engine_that_is_named_generates(new, agent_class):
+    agent = new(agent_class, engine="native max_rows 3", total_episodes=16)
+    assert (type(agent.engine), agent.engine.max_rows) == (NativeEngine, 3)
+    agent.learn()
+
+
+@over(EVERY)
+def test_the_learner_has_the_precision_and_the_memory_that_were_named(new, agent_class, monkeypatch):
+    given = {}
+    monkeypatch.setattr(Learner, "__init__", lambda self, policy, **options: given.update(options) or 1 / 0)
+    monkeypatch.setattr("agents.core.agent.check_precision", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        new(agent_class, precision="bfloat16", save_memory="recompute")
+    assert (given["precision"], given["save_memory"]) == ("bfloat16", "recompute")
+
+
+@over(EVERY)
 def test_the_context_is_as_long_as_was_named(new, agent_class):
     agent = new(agent_class, "textenv/GuessNumber-v0", max_tokens=60, total_episodes=4).learn()
     rows = episodes_of(agent.config.run_dir, 1)
@@ -251,9 +274,9 @@ def test_micro_batches_bound_what_goes_through_the_model_and_change_no_result(ne
     sizes, logged = {}, {}
     for limit in (8, 10**6):
         agent = new(agent_class, tokens_per_microbatch=limit, total_episodes=16, max_grad_norm=1e9, **all_rows)
-        score, seen = agent.policy.score, sizes.setdefault(limit, [])
-        agent.policy.score = lambda tokens_RT, *rest, score=score, seen=seen: (
-            seen.append(tokens_RT.numel()) or score(tokens_RT, *rest)
+        states, seen = agent.policy.states, sizes.setdefault(limit, [])
+        agent.policy.states = lambda tokens_RT, *rest, states=states, seen=seen: (
+            seen.append(tokens_RT.numel()) or states(tokens_RT, *rest)
         )
         agent.learn()
         logged[limit] = metrics_of(agent.config.run_dir)[0]
@@ -446,6 +469,9 @@ BROKEN_OFF = {
     "grpo": (GRPO, {"kl_loss_coef": 0.1, "kl_target": 1e-3, "updates_per_batch": 2}),
     "grpo, lora": (GRPO, {"kl_loss_coef": 0.1, "lora_rank": 2}),
     "grpo, normalised": (GRPO, {"reward": "normalised_exact", "scale_rewards": "none"}),
+    "grpo, late": (GRPO, {"reward": "normalised_exact", "scale_rewards": "none", "staleness": 1}),
+    "grpo, late, lora": (GRPO, {"lora_rank": 2, "staleness": 1, "updates_per_batch": 2}),
+    "dapo, late": (DAPO, {"total_episodes": 512, "staleness": 1}),
     "dapo": (DAPO, {"kl_reward_coef": 0.1, "kl_target": 1e-3, "total_episodes": 512}),
     "raft": (RAFT, {"variant": "raft++", "kl_loss_coef": 0.1, "kl_target": 1e-3}),
     "raft, barren": (RAFT, {"accept": "above", "accept_above": 2.0, "max_barren_steps": 5}),
@@ -489,12 +515,13 @@ def kill(processes, agent_class, settings, moment):
 
 
 def kept(folder):
-    """All that a run keeps but for times: of every file its bytes."""
+    """All that a run keeps but for times and memory: of every file its bytes."""
     folder = Path(folder)
     files = [path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
     held = {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "metrics.jsonl"}
-    times = ("seconds", "tokens_per_second")
-    return held | {"metrics": [{name: line[name] for name in line if name not in times} for line in metrics_of(folder)]}
+    measured = re.compile("seconds|tokens_per_second|time_.*|memory_peak_mb|mfu")
+    lines = [{name: line[name] for name in line if not measured.fullmatch(name)} for line in metrics_of(folder)]
+    return held | {"metrics": lines}
 
 
 @pytest.fixture
@@ -657,7 +684,7 @@ def test_every_metric_that_is_logged_is_explained_and_every_explained_one_is_log
     penalty = {"kl_step_target": 0.01, "ptx_coef": 1.0, "ptx_file": str(tmp_path / "texts.jsonl")}
     logged = set()
     for agent_class, changes in (
-        (GRPO, with_kl),
+        (GRPO, with_kl | {"staleness": 1}),
         (DAPO, with_kl),
         (RAFT, with_kl),
         (PPO, {}),
@@ -820,9 +847,10 @@ def declarations(config_class):
 
 
 @over(EVERY)
-def test_a_config_is_frozen_takes_keywords_only_and_says_a_sentence_of_each_of_forty_settings_at_most(agent_class):
+def test_a_config_is_frozen_takes_keywords_only_and_says_a_sentence_of_each_of_few_settings(agent_class):
     fields = dataclasses.fields(agent_class.config_class)
-    assert len(fields) <= 40
+    # Forty for what is learned and how; four more for how the machine does it: engine, precision, memory, staleness.
+    assert len(fields) <= 44
     assert all(field.kw_only for field in fields)
     with pytest.raises(dataclasses.FrozenInstanceError):
         agent_class.config_class().seed = 1
@@ -843,13 +871,14 @@ def test_a_setting_that_two_agents_have_is_one_setting(one, other):
 
 COMMON = (
     "--model no/such-model --env-options digits 2 --reward exact --max-new-tokens 8 --max-tokens 64 --seed 3 --device cpu "
+    "--engine vllm --precision bfloat16 --save-memory recompute "
     "--max-ungraded 0.25 --total-episodes 320 --prompts-per-step 16 --lora-rank 2 --learning-rate 1e-4 "
     "--learning-rate-decay constant --warmup-steps 2 --weight-decay 0.1 --max-grad-norm 0.5 --tokens-per-microbatch 4096 "
     "--eval-episodes 32 --checkpoint-every 5 --run-dir somewhere"
 )
 COMMON_SAMPLING = (
     "--group-size 4 --temperature 0.8 --clip-low 0.1 --clip-high 0.3 --clip-ratio-max 4 --updates-per-batch 3 "
-    "--epochs-per-batch 2 --aggregation constant --kl-reward-coef 0.01 --kl-target 5 --max-logp-gap 0.2"
+    "--epochs-per-batch 2 --aggregation constant --kl-reward-coef 0.01 --kl-target 5 --max-logp-gap 0.2 --staleness 1"
 )
 
 

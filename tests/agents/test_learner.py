@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from agents.core.learner import Learner, check_logp_gap, mean_metrics, shuffled_parts
+from agents.core.critic import Critic
+from agents.core.learner import Learner, Scored, check_logp_gap, mean_metrics, shuffled_parts
 from agents.core.losses import count_denominators
 from agents.core.policy_gradient import policy_loss
 from agents.grpo import GRPOConfig
@@ -52,6 +53,25 @@ def assert_same(one, other):
 def test_the_gradient_does_not_depend_on_micro_batches(rolled, mode, tokens):
     whole, metrics = gradient(*rolled, mode)
     split, split_metrics = gradient(*rolled, mode, tokens_per_microbatch=tokens)
+    assert_same(whole, split)
+    for name, value in metrics.items():
+        assert split_metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("tokens", [1, 100])
+def test_the_gradient_does_not_depend_on_how_many_rows_go_through_the_head_at_once(rolled, monkeypatch, tokens, known):
+    policy, batch, _ = rolled
+    if not known:
+        monkeypatch.setattr(policy, "decoder", lambda: None)
+    sizes, readout = [], policy.readout
+    monkeypatch.setattr(policy, "readout", lambda *arguments: sizes.append(len(arguments[1])) or readout(*arguments))
+    whole, metrics = gradient(*rolled)
+    assert sizes == [batch.sampled_BT.sum()]
+    sizes.clear()
+    monkeypatch.setattr("agents.core.learner.KEPT", tokens * policy.vocab_size)
+    split, split_metrics = gradient(*rolled)
+    assert len(sizes) == len(batch) if tokens == 1 else 1 < len(sizes) < len(batch) and max(sizes) <= tokens
     assert_same(whole, split)
     for name, value in metrics.items():
         assert split_metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
@@ -202,3 +222,43 @@ def test_the_gap_is_measured_where_there_is_no_step_too(rolled):
     shifted = replace(batch, logp_BT=batch.logp_BT + 0.25)
     gap = Learner(policy).measure_gap(shifted, torch.arange(4))
     assert gap["logp_gap"] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_the_clock_tells_where_the_time_of_a_step_goes(rolled):
+    policy, batch, _ = rolled
+    learner = Learner(policy)
+    learner.step(batch, batch.rows, lambda scored: (scored.logp_RT.sum(), {}))
+    seconds = learner.clock.take()
+    assert list(seconds) == ["forward", "backward", "optimise"]
+    assert min(seconds.values()) > 0
+
+
+def test_a_loss_that_does_not_move_the_policy_leaves_it_without_gradient(rolled):
+    policy, batch, _ = rolled
+    critic = Critic(policy.hidden_size, policy.device).double()
+    critic.detached = True
+    learner = Learner(policy, critic=critic)
+    learner.step(batch, batch.rows, lambda scored: (scored.value_RT.sum(), {}))
+    assert critic.head.weight.grad.any()
+    assert all(p.grad is None for p in policy.parameters())
+
+
+@pytest.mark.parametrize("tokens", [1, 10**9])
+def test_a_steps_gradient_is_that_of_the_loss_on_policy_and_critic_as_a_whole(rolled, monkeypatch, tokens):
+    policy, batch, _ = rolled
+    critic = Critic(policy.hidden_size, policy.device)
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+
+    def loss(scored):
+        weight_RT = torch.linspace(-1, 1, scored.logp_RT.shape[1])
+        return (weight_RT * scored.logp_RT).sum() + scored.value_RT.square().sum(), {}
+
+    logp_BT, entropy_BT, hidden_NH = policy.score(batch.tokens_BT, batch.sampled_BT, 1.0)
+    value_BT = critic(batch.tokens_BT, batch.sampled_BT, hidden_NH)
+    loss(Scored(batch.rows, batch.sampled_BT, logp_BT, entropy_BT, value_BT))[0].backward()
+    named = [*policy.named_parameters(), *critic.named_parameters()]
+    expected = {name: p.grad.clone() for name, p in named}
+    monkeypatch.setattr("agents.core.learner.KEPT", tokens * policy.vocab_size)
+    Learner(policy, critic=critic, max_grad_norm=1e9).step(batch, batch.rows, loss)
+    for name, p in named:
+        assert (p.grad - expected[name]).norm() <= 1e-5 * expected[name].norm(), name

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import gymnasium
 import numpy as np
@@ -48,8 +49,8 @@ def weights(agent):
 
 
 def without_times(lines):
-    times = ("seconds", "tokens_per_second")
-    return [{name: value for name, value in line.items() if name not in times} for line in lines]
+    measured = re.compile("seconds|tokens_per_second|time_.*|memory_peak_mb|mfu")
+    return [{name: value for name, value in line.items() if not measured.fullmatch(name)} for line in lines]
 
 
 @pytest.mark.parametrize("agent_class", EVERY, ids=lambda agent_class: agent_class.name)

@@ -58,8 +58,10 @@ def test_padding_changes_nothing(policy, tokenizer):
     assert not wide_logp_BT[:, logp_BT.shape[1] :].any()
 
 
-def test_logprobs_are_the_same_without_logits_to_keep(policy, tokenizer):
+def test_logprobs_are_the_same_without_logits_to_keep(policy, tokenizer, monkeypatch):
     expected = policy.logprobs(*batch(tokenizer), 1.0)
+    monkeypatch.setattr(policy, "decoder", lambda: None)
+    assert_close(policy.logprobs(*batch(tokenizer), 1.0), expected, atol=1e-6, rtol=0)
     policy._keeps_logits = False
     assert_close(policy.logprobs(*batch(tokenizer), 1.0), expected, atol=1e-6, rtol=0)
 

@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 import pytest
 import torch
 
-from agents.core import agent as agents_core
-from agents.core import policy_gradient, rollout
+from agents.core import policy, policy_gradient, rollout
+from agents.core.engines import native
 from agents.core.engines.native import NativeEngine
 from agents.core.kl import kl_estimate
 from agents.core.learner import Learner
@@ -76,33 +76,38 @@ def double_bos(encode, self, *arguments):
     return [BOS, *encode(self, *arguments)]
 
 
-def mask_by_ids(logits, self, tokens_BT, columns_C, **inputs):
-    return logits(self, tokens_BT, columns_C, **{"attention_mask": (tokens_BT != EOS).long(), **inputs})
+def mask_by_ids(pack, tokens_BT, sampled_BT):
+    packed = pack(tokens_BT, sampled_BT)
+    kept_U11 = (packed.tokens_U != EOS)[:, None, None]
+
+    def attend(layer, query_NHD, key_NKD, value_NKD, scale):
+        return packed.attend(layer, query_NHD, key_NKD, value_NKD * kept_U11, scale)
+
+    return replace(packed, attend=attend)
 
 
-def no_temperature(distribution, self, logits, temperature):
-    return distribution(self, logits, 1.0)
+def no_temperature(readout, self, states, tokens_N, temperature):
+    return readout(self, states, tokens_N, 1.0)
 
 
-def report_without_temperature(draw, self, logits_BV, uniform_B, sampling):
-    token_B, _ = draw(self, logits_BV, uniform_B, sampling)
-    logp_BV = self.policy.distribution(logits_BV, 1.0)
-    return token_B, logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
+def report_without_temperature(choose, logits_BV, uniform_B, sampling, allowed_V):
+    token_B, _ = choose(logits_BV, uniform_B, sampling, allowed_V)
+    return token_B, logits_BV.log_softmax(dim=1).gather(1, token_B.unsqueeze(1)).squeeze(1)
 
 
-def recommended_top_k(draw, self, logits_BV, uniform_B, sampling):
-    top_k = self.policy.model.generation_config.top_k or 0
-    return draw(self, logits_BV, uniform_B, replace(sampling, top_k=top_k))
+def recommended_top_k(write, self, *arguments):
+    self.sampling = replace(self.sampling, top_k=self.policy.model.generation_config.top_k or 0)
+    return write(self, *arguments)
 
 
-def depends_on_batch(score, self, tokens_BT, *arguments):
-    logp_BT, *rest = score(self, tokens_BT, *arguments)
-    return logp_BT * (1 + 1e-3 * len(tokens_BT)), *rest
+def depends_on_batch(readout, self, states, tokens_N, temperature):
+    logp_N, entropy_N = readout(self, states, tokens_N, temperature)
+    return logp_N * (1 + 1e-3 * len(tokens_N)), entropy_N
 
 
-def shifted(score, self, *arguments):
-    logp_BT, *rest = score(self, *arguments)
-    return logp_BT.roll(1, dims=1), *rest
+def shifted(readout, self, *arguments):
+    logp_N, entropy_N = readout(self, *arguments)
+    return logp_N.roll(1), entropy_N
 
 
 def product_of_ratios(update, self, batch, loss, step, **options):
@@ -172,8 +177,15 @@ def rounded_up(summary, batch):
     return summary(batch) | {"reward": 1.0}
 
 
-def stale_engine(policy):
-    return NativeEngine(copy.deepcopy(policy))
+class StaleEngine(NativeEngine):
+    """Goes on with the weights that it began with, whatever it is told to take."""
+
+    def __init__(self, policy):
+        super().__init__(policy)
+        self._began_with = copy.deepcopy(policy)
+
+    def _weights(self):
+        return dict(self._began_with.model.state_dict())
 
 
 def without_end(self):
@@ -184,20 +196,20 @@ def with_replies(self):
     return self.source_BT >= Source.SAMPLED
 
 
-def all_allowed(distribution, self, logits, temperature):
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
+def all_allowed(choose, logits_BV, uniform_B, sampling, _):
+    return choose(logits_BV, uniform_B, sampling, None)
 
 
 MUTANTS = {
     1: ("grpo", before(TransformersTokenizer, "encode_prompt", double_bos)),
     2: ("grpo", (Trajectories, "sampled_BT", property(without_end))),
-    3: ("grpo", before(Policy, "logits", mask_by_ids)),
-    4: ("grpo", before(Policy, "distribution", no_temperature)),
-    5: ("grpo", before(NativeEngine, "_draw", report_without_temperature)),
-    7: ("grpo", before(NativeEngine, "_draw", recommended_top_k)),
-    8: ("grpo", before(Policy, "score", depends_on_batch)),
+    3: ("grpo", before(policy, "pack", mask_by_ids)),
+    4: ("grpo", before(Policy, "readout", no_temperature)),
+    5: ("grpo", before(native, "choose", report_without_temperature)),
+    7: ("grpo", before(native._Batch, "write", recommended_top_k)),
+    8: ("grpo", before(Policy, "readout", depends_on_batch)),
     9: ("grpo", before(grpo.GRPO, "update", product_of_ratios)),
-    12: ("grpo", (agents_core, "NativeEngine", stale_engine)),
+    12: ("grpo", (native, "NativeEngine", StaleEngine)),
     13: ("grpo", (policy_gradient, "aggregate", own_denominators)),
     14: ("grpo", (policy_gradient, "aggregate", always_token_mean)),
     15: ("grpo", before(policy_gradient, "group_advantages", tiny_deviations)),
@@ -207,7 +219,7 @@ MUTANTS = {
     19: ("grpo", (policy_gradient, "kl_estimate", k1_in_the_loss)),
     20: ("grpo", before(policy_gradient, "clipped_surrogate", wrong_way)),
     21: ("dapo", before(Learner, "logprobs", other_mode)),
-    22: ("grpo", before(Policy, "score", shifted)),
+    22: ("grpo", before(Policy, "readout", shifted)),
     23: ("grpo", (Trajectories, "sampled_BT", property(with_replies))),
     24: ("ppo", before(ppo, "gae", gaps_count)),
     25: ("grpo", before(Episodes, "extend", encoded_again)),
@@ -216,7 +228,7 @@ MUTANTS = {
     29: ("ppo", before(ppo, "whiten", whitened_with_padding)),
     32: ("dapo", before(dapo, "summary", rounded_up)),
     33: ("grpo", (Learner, "load", lambda self, folder: None)),
-    34: ("grpo", before(Policy, "distribution", all_allowed)),
+    34: ("grpo", before(native, "choose", all_allowed)),
 }
 
 

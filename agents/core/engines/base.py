@@ -75,11 +75,13 @@ class Engine(ABC):
     """Generates completions for a policy.
 
     Attributes:
-        version: of the policy whose weights it holds (:attr:`agents.core.policy.Policy.version`).
+        policy: whose weights it holds.
+        version: that policy's when it was taken (:attr:`agents.core.policy.Policy.version`).
         keep_contexts: True while contexts are to go on in a later call, as they do over several turns: an engine may then keep
             what it computed of them, until :meth:`release`.
     """
 
+    policy: Policy
     version: int = 0
     keep_contexts: bool = False
 

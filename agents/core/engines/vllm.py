@@ -107,7 +107,9 @@ class BaseVLLMEngine(Engine):
         if sampling.temperature and not 0.01 <= sampling.temperature <= 2:
             raise ValueError(f"vLLM takes temperatures 0 and 0.01 to 2, got {sampling.temperature}")
         if sampling.stop_texts:
-            raise ValueError("vLLM is given ids alone here, so it cannot stop at texts; use stop_ids, or the native engine")
+            raise ValueError(
+                "vLLM is given ids alone here, so it cannot stop at texts; use stop_ids, or the native engine"
+            )
         if not self._running:
             self.sync(self.policy)
         rows = len(budget_B)
