@@ -74,7 +74,7 @@ def test_every_command_has_help(capsys, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "textenv: no command 'fly'; there are check, "),
+        (["fly"], "textenv: no command 'fly'; there are bench, check, "),
         *(([command, "textenv/Kopy-v0"], "did you mean textenv/Copy-v0") for command in ON_ONE),
         *(([command, "textenv/Copy-v0", "--options", "digits", "3"], "has no option 'digits'") for command in ON_ONE),
         (["play", "textenv/Copy-v0", "--seed", "-1"], "a seed is a whole number from 0 on, got -1"),
