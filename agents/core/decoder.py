@@ -190,6 +190,8 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     def norm(module: str) -> Map:
         held, weight = model.get_submodule(module), weights.tensor(module)
         eps = held.eps if hasattr(held, "eps") else held.variance_epsilon
+        if packed is not None and not shift and weight().dtype == torch.float32:
+            return _RMSNorm(weight(), eps)
         return lambda x: _rms_norm(x, weight(), eps, shift)
 
     embedding = weights.tensor("model.embed_tokens")
@@ -284,6 +286,18 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
     if shift:  # Gemma's multiplies before it rounds to the model's type
         return functional.rms_norm(x.float(), x.shape[-1:], weight.float() + shift, eps).to(x.dtype)
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class _RMSNorm:
+    """:func:`torch.nn.functional.rms_norm` without gradients, in half of its operations, which are what it costs for few rows."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.share = weight, 1 / len(weight)
+        self.eps = torch.full((1,), eps, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * torch.addcmul(self.eps, length, length, value=self.share).rsqrt_()).mul_(self.weight)
 
 
 class _Angles:

@@ -33,12 +33,6 @@ class Cache:
     def places(self) -> int:
         return self.keys[0].shape[2]
 
-    @property
-    def row_bytes(self) -> int:
-        """Memory of one place of one row in all layers."""
-        layer = self.keys[0]
-        return 2 * len(self.keys) * layer.shape[1] * layer.shape[3] * layer.element_size()
-
     def resize(self, rows: int, places: int, held: int) -> None:
         """Make room for ``rows`` rows of ``places``, no fewer than before, and keep the first ``held``.
 

@@ -19,7 +19,7 @@ from agents.core.lora import merged_state
 from agents.core.policy import Policy
 from textenv.task import Finish
 
-LEAVE_SHARE = 16
+LEAVE_SHARE = 8
 """Rows that have ended leave once they are one in so many, since each time costs a few copies."""
 LOOK = {"cuda": 16}
 """Tokens that a device writes between two looks at what has ended, if each look has to wait for it; default 1."""
@@ -181,6 +181,8 @@ class _Batch:
         self.logp_BT = torch.zeros(num, self.longest + 1, device=device)
         self.length_B = torch.zeros(num, dtype=torch.int64, device=device)
         self.row_R = torch.zeros(0, dtype=torch.int64, device=device)
+        self.length_R = self.limit_R = self.row_R
+        """tokens that each row has written, and those that it may write"""
         self.alive_R = torch.zeros(0, dtype=torch.bool, device=device)
         self.logits_RV: Tensor
         self.latest = 0
@@ -233,6 +235,8 @@ class _Batch:
             following[owner] += 1
         row_R = torch.tensor(numbers, device=self.row_R.device)
         self.row_R = torch.cat([self.row_R, row_R])
+        self.length_R = torch.cat([self.length_R, torch.zeros_like(row_R)])
+        self.limit_R = torch.cat([self.limit_R, self.budget_B[row_R]])
         self.alive_R = torch.cat([self.alive_R, torch.ones_like(row_R, dtype=torch.bool)])
         self.logits_RV = logits if first == 0 else torch.cat([self.logits_RV, logits])
         if not waiting:
@@ -241,38 +245,40 @@ class _Batch:
 
     def _draw(self) -> Tensor:
         """A token for every row, written down for those that have not ended."""
-        row_R, length_R = self.row_R, self.length_B[self.row_R]
+        row_R, length_R = self.row_R, self.length_R
         uniform_R = self.uniforms.at(row_R, length_R.clamp(max=self.longest - 1), self.latest)
         token_R, logp_R = choose(self.logits_RV, uniform_R, self.sampling, self.allowed_V)
         self.latest = min(self.latest + 1, self.longest - 1)
         column_R = torch.where(self.alive_R, length_R, self.longest)
         self.tokens_BT[row_R, column_R], self.logp_BT[row_R, column_R] = token_R, logp_R
-        length_R = length_R + self.alive_R
-        self.length_B[row_R] = length_R
-        self.alive_R = self.alive_R & (token_R.unsqueeze(1) != self.ends).all(dim=1) & (length_R < self.budget_B[row_R])
+        self.length_R = length_R + self.alive_R
+        self.alive_R = self.alive_R & (token_R.unsqueeze(1) != self.ends).all(dim=1) & (self.length_R < self.limit_R)
         return token_R
 
     def _stop_at_texts(self) -> None:
         """End the rows whose text now holds a stop text, at the token that completes it."""
         if not self.sampling.stop_texts:
             return
-        for row, number in enumerate(self.row_R.tolist()):
-            tokens = self.tokens(number).tolist()
+        for row, (number, written) in enumerate(zip(self.row_R.tolist(), self.length_R.tolist(), strict=True)):
+            tokens = self.tokens_BT[number, :written].tolist()
             for length in range(int(self.searched_B[number]) + 1, len(tokens) + 1):
                 # A text of n characters ends within as many tokens, but for some that stand for parts of characters.
                 text = self.policy.tokenizer.decode(tokens[max(0, length - 4 * self.longest_stop) : length])
                 if any(stop in text for stop in self.sampling.stop_texts):
                     self.stopped.add(number)
-                    self.length_B[number], self.alive_R[row] = length, False
+                    self.length_R[row], self.alive_R[row] = length, False
                     break
             self.searched_B[number] = len(tokens)
 
     def _let_leave(self, token_R: Tensor) -> Tensor:
         """Let rows that have ended leave, if they are enough to be worth it; the tokens of those that go on."""
         alive_R = self.alive_R.cpu().numpy()
+        rows, live = len(alive_R), int(alive_R.sum())
+        if live == rows:
+            return token_R
+        self.length_B[self.row_R] = self.length_R
         if self.on_end is not None:
             self._tell(np.flatnonzero(~alive_R))
-        rows, live = len(alive_R), int(alive_R.sum())
         if live and rows - live < max(1, rows // LEAVE_SHARE):
             return token_R
         movers, holes = live + np.flatnonzero(alive_R[live:]), np.flatnonzero(~alive_R[:live])
@@ -284,6 +290,7 @@ class _Batch:
         self.contexts.leave(torch.from_numpy(holes).to(device), torch.from_numpy(movers).to(device), live)
         order_R = torch.from_numpy(order[:live]).to(device)
         self.row_R, self.alive_R = self.row_R[order_R], self.alive_R[order_R]
+        self.length_R, self.limit_R = self.length_R[order_R], self.limit_R[order_R]
         return token_R[order_R]
 
     def _tell(self, ended: np.ndarray) -> None:
