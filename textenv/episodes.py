@@ -23,6 +23,7 @@ from textenv.tokenizer import Tokenizer
 Snapshot = dict[str, Any]
 """One episode as plain data; JSON as long as the problem's reference and info are."""
 
+_ENDS = (Finish.EOS, Finish.STOP)
 _ORDINARY, _REFUSED = 0, 255  # of a token, beside Finish.EOS and Finish.STOP
 
 
@@ -81,6 +82,7 @@ class Episodes:
         self.scored = scored
         _check_task(task)
         self._kind_V = _token_kinds(self.tokenizer, task, self.vocab_size)
+        self._ends_V = np.isin(self._kind_V, _ENDS)
 
         self.tokens_NT = np.zeros((num, task.max_tokens), dtype=np.int64)
         self.source_NT = np.zeros((num, task.max_tokens), dtype=np.uint8)
@@ -201,8 +203,8 @@ class Episodes:
             raise ValueError(f"episode {n} is done; reset it before the next completion")
         room = int(self.limit_N[n] - self.length_N[n])
         # Ids after the end do not count, so they are not looked at either: negative ones and ids without text included.
-        inside = completion[:room].clip(0, self.vocab_size - 1)
-        ends = np.flatnonzero((self._kind_V[inside] == Finish.EOS) | (self._kind_V[inside] == Finish.STOP))
+        inside = np.minimum(np.maximum(completion[:room], 0), self.vocab_size - 1)
+        ends = np.flatnonzero(self._ends_V[inside])
         size = int(ends[0]) + 1 if len(ends) else room
         tokens = completion[:size]
         kinds = self._kinds(tokens)
@@ -243,7 +245,7 @@ class Episodes:
         return self._score(over)
 
     def _completion_text(self, n: int) -> str:
-        end = self.length_N[n] - (self.finish_N[n] in (Finish.EOS, Finish.STOP))
+        end = self.length_N[n] - (self.finish_N[n] in _ENDS)
         return self.tokenizer.decode(self.tokens_NT[n, self.start_N[n] : end].tolist())
 
     def _reply(self, n: int) -> bool:

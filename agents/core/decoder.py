@@ -289,7 +289,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
 
 
 class _RMSNorm:
-    """:func:`torch.nn.functional.rms_norm` without gradients, in half of its operations, which are what it costs for few rows."""
+    """:func:`torch.nn.functional.rms_norm` without gradients, in half of its operations: of few rows these are the cost."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         self.weight, self.share = weight, 1 / len(weight)

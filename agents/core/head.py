@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.core.linear import linear
+from agents.core.linear import linear, weight_gradient
 
 KEPT = 2**25
 """Most entries ``N·V`` whose probabilities are kept for the gradient; more are computed again in the backward pass."""
@@ -116,7 +116,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if of_hidden:
                 hidden_grads.append(linear(grad_NV, weight_VE.t()))
             if of_weight:
-                weight_grad = _added(weight_grad, linear(grad_NV.t(), hidden_NE[piece].t()))
+                weight_grad = _added(weight_grad, weight_gradient(grad_NV, hidden_NE[piece]))
             if of_bias:
                 bias_grad = _added(bias_grad, grad_NV.sum(dim=0))
         return torch.cat(hidden_grads) if of_hidden else None, weight_grad, bias_grad, None, None, None

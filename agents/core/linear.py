@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-FEW_ROWS, SMALL_WEIGHT = 12, 2**17
-"""Rows, and entries of a weight, below both of which torch's own product is faster: oneDNN takes longer to start."""
+FEW_ROWS, SMALL_WEIGHT = 12, 2**18
+"""A smaller weight is not worth packing; and where there are fewer rows besides, torch's own product is the faster one."""
+
+LARGE = 2**22
+"""Entries of a matrix that is not copied to round its rows."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight, bias)
-    return _product(x, weight, bias)
+    return product_with(x, weight, bias)
 
 
 class PackedLinear:
@@ -40,21 +43,22 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.bias = bias
-        onednn = _by_onednn(weight, weight)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight) if onednn else None
-        self._plain_below = FEW_ROWS if weight.numel() < SMALL_WEIGHT else 0
-        self._plain = weight if self._plain_below or not onednn else None
+        self.weight, self.bias = weight, bias
+        self._onednn, self._few = _by_onednn(weight, weight), 0
+        if self._onednn and weight.numel() < SMALL_WEIGHT:
+            self._few = FEW_ROWS
+        elif self._onednn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """The map of ``x`` ``(N, I)``, plus ``added`` ``(N, O)`` if given."""
-        if self._packed is None or len(x) < self._plain_below:
-            assert self._plain is not None
-            product = functional.linear(x, self._plain, self.bias)
+        if not self._onednn or len(x) < self._few:
+            product = functional.linear(x, self.weight, self.bias)
             return product if added is None else product.add_(added)
         if added is None:
-            return _product(x, self._packed, self.bias)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, added, self._packed, self.bias, "add")
+            return product_with(x, self.weight, self.bias)
+        sum_NO = torch.ops.mkldnn._linear_pointwise.binary(rounded(x), rounded(added), self.weight, self.bias, "add")
+        return sum_NO[: len(x)]
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -63,23 +67,44 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def product_with(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` by oneDNN, without a gradient."""
+    return torch.ops.mkldnn._linear_pointwise(rounded(x), weight, bias, "none", [], "")[: len(x)]
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad^T x``, of ``x W^T`` the gradient in W: ``(O, I)`` of ``(N, O)`` and ``(N, I)``, without a gradient of its own."""
+    if not _by_onednn(grad, x):
+        return grad.t() @ x
+    if grad.numel() < LARGE:
+        grad, x = rounded(grad), rounded(x)
+    return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
+
+
+def rounded(x: Tensor) -> Tensor:
+    """``x`` with rows of zeros, up to one of 8 to 16 numbers an octave.
+
+    For each number of rows oneDNN makes a program of its own, which takes longer than the product of a small model.
+    """
+    rows = len(x)
+    missing = -rows % (8 if rows <= 64 else 2 ** (rows.bit_length() - 4))
+    return functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.rows, x = len(x), rounded(x)
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product_with(x, weight, bias)[: ctx.rows]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        (grad,) = grads
+        grad = rounded(grads[0])
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if of_x else None,
-            _product(grad.t(), x.t()) if of_weight else None,
-            grad.sum(dim=0) if of_bias else None,
+            product_with(grad, weight.t())[: ctx.rows] if of_x else None,
+            weight_gradient(grad, x) if of_weight else None,
+            grads[0].sum(dim=0) if of_bias else None,
         )

@@ -133,7 +133,7 @@ class Rollout:
         with self.clock("score"):
             scoring.finish()
         check_graded([score for score in episodes.scores if score is not None], self.reward.name, self.max_ungraded)
-        return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size)
+        return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size, scoring.samples)
 
 
 def generate(
@@ -200,12 +200,14 @@ class Scoring:
 
     Attributes:
         early: whether episodes are scored as they end.
+        samples: what was scored, once all of it is, if it was scored together.
     """
 
     def __init__(self, reward: rewards.Reward, episodes: Episodes, group_size: int) -> None:
         self.reward, self.episodes = reward, episodes
         self.early = any(part.waits for part in reward.walk())
         self.unit = group_size if any(part.whole_groups for part in reward.walk()) else 1
+        self.samples: list[rewards.Sample] | None = None
         self._under_way: dict[range, Future[list[rewards.Score]]] = {}
 
     def extend(self, rows: Sequence[int], row: int, tokens: np.ndarray) -> None:
@@ -225,8 +227,8 @@ class Scoring:
         """
         if not self.early:
             every = range(self.episodes.num)
-            samples = [self.episodes.sample(n) for n in every]
-            self.episodes.scores = list(rewards.score_samples(self.reward, samples))
+            self.samples = [self.episodes.sample(n) for n in every]
+            self.episodes.scores = list(rewards.score_samples(self.reward, self.samples))
         for unit, future in self._under_way.items():
             for n, score in zip(unit, future.result(), strict=True):
                 self.episodes.scores[n] = score

@@ -124,13 +124,16 @@ class Trajectories:
         )
 
 
-def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) -> Trajectories:
+def from_episodes(
+    episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray, samples: Sequence[Sample] | None = None
+) -> Trajectories:
     """Finished episodes as trajectories, cut to the longest row.
 
     Args:
         episodes: all done.
         logp_NT: behaviour log-probabilities at the sampled tokens.
         group_N: the group of each episode.
+        samples: of the episodes, if they have been made already.
     """
     width = int(episodes.length_N.max())
     source_BT = episodes.source_NT[:, :width]
@@ -148,7 +151,7 @@ def from_episodes(episodes: Episodes, logp_NT: np.ndarray, group_N: np.ndarray) 
         prompts=[problem.prompt for problem in episodes.problems],
         completions=[list(texts) for texts in episodes.completions],
         references=[problem.reference for problem in episodes.problems],
-        samples=[episodes.sample(n) for n in range(episodes.num)],
+        samples=[episodes.sample(n) for n in range(episodes.num)] if samples is None else samples,
     )
 
 

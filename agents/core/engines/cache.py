@@ -53,10 +53,10 @@ class Cache:
             for layer, old in enumerate(buffers):
                 buffers[layer] = old[row_R]
 
-    def copy(self, sources_R: Tensor, targets_R: Tensor) -> None:
-        """Overwrite the rows ``targets_R`` with what ``sources_R`` hold."""
+    def copy(self, sources_R: Tensor, targets_R: Tensor, places: int | None = None) -> None:
+        """Overwrite the rows ``targets_R`` with what ``sources_R`` hold, in the first ``places``, default all."""
         for buffer in (*self.keys, *self.values):
-            buffer[targets_R] = buffer[sources_R]
+            buffer[targets_R, :, :places] = buffer[sources_R, :, :places]
 
     def swap(self, ones_R: Tensor, others_R: Tensor) -> None:
         """Exchange two sets of rows."""
@@ -81,19 +81,15 @@ class Reading:
     def __init__(
         self, cache: Cache, row_N: Tensor, position_N: Tensor, rows: int, first: int = 0, places: int | None = None
     ) -> None:
-        self.cache, self.row_N, self.position_N = cache, row_N, position_N
+        self.cache = cache
         self.span, self.places = slice(first, first + rows), places or cache.places
         self.one_each = len(row_N) == rows
-        place_S = torch.arange(self.places, device=position_N.device)
-        if self.one_each:
-            query_RT = position_N.unsqueeze(1)
-            # Where each row's key of each head goes, in a flat view of the buffer.
-            heads = cache.keys[0].shape[1]
-            head_K = torch.arange(heads, device=position_N.device)
-            slot_NK = (row_N.unsqueeze(1) * heads + head_K) * cache.places + query_RT
-            self.slot_M = slot_NK.flatten()
-        else:
-            self.row_N = row_N
+        # Where the key of each token and head goes, in a flat view of the buffer.
+        heads = cache.keys[0].shape[1]
+        head_K = torch.arange(heads, device=position_N.device)
+        self.slot_M = ((row_N.unsqueeze(1) * heads + head_K) * cache.places + position_N.unsqueeze(1)).flatten()
+        query_RT = position_N.unsqueeze(1)
+        if not self.one_each:
             local_N = row_N - first
             count_R = torch.bincount(local_N, minlength=rows)
             begin_R = count_R.cumsum(0) - count_R
@@ -101,6 +97,7 @@ class Reading:
             self.shape = rows, int(count_R.max())
             self.taken = local_N * self.shape[1] + column_N
             query_RT = position_N.new_zeros(self.shape).flatten().scatter(0, self.taken, position_N).view(self.shape)
+        place_S = torch.arange(self.places, device=position_N.device)
         seen_R1TS = (place_S <= query_RT.unsqueeze(2)).unsqueeze(1)
         self.mask_R1TS = torch.where(seen_R1TS, 0.0, -torch.inf).to(cache.keys[0].dtype)
         self.mask_PHS: Tensor | None = None
@@ -108,13 +105,9 @@ class Reading:
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if self.one_each:
-            width = keys.shape[3]
-            keys.view(-1, width).index_copy_(0, self.slot_M, key_NKD.reshape(-1, width))
-            values.view(-1, width).index_copy_(0, self.slot_M, value_NKD.reshape(-1, width))
-        else:
-            keys[self.row_N, :, self.position_N] = key_NKD
-            values[self.row_N, :, self.position_N] = value_NKD
+        width = keys.shape[3]
+        keys.view(-1, width).index_copy_(0, self.slot_M, key_NKD.reshape(-1, width))
+        values.view(-1, width).index_copy_(0, self.slot_M, value_NKD.reshape(-1, width))
         read = self._read_one if self.one_each else self._read_several
         return read(keys[self.span, :, : self.places], values[self.span, :, : self.places], query_NHD, scale)
 

@@ -95,9 +95,8 @@ class FlatContexts:
             prompt_of_row += [prompt] * (number - 1)
         owner_R = torch.tensor(prompt_of_row, device=self.device)
         if new > len(prompts):
-            self.cache.copy(
-                first + owner_R[len(prompts) :], torch.arange(first + len(prompts), first + new, device=self.device)
-            )
+            fresh_R = torch.arange(first + len(prompts), first + new, device=self.device)
+            self.cache.copy(first + owner_R[len(prompts) :], fresh_R, places=max(lengths))
         self.length_R = torch.cat([self.length_R, torch.tensor(lengths, device=self.device)[owner_R]])
         self.rows, self.longest = first + new, max(self.longest, max(lengths))
         return torch.cat(logits)[owner_R], prompt_of_row
