@@ -75,6 +75,9 @@ class Training:
 
     def __enter__(self) -> Training:
         print(f"the run is in {self.run.folder}", flush=True)
+        rows = self.agent.config.prompts_per_step * getattr(self.agent.config, "group_size", 1)
+        if (plan := self.agent.engine.plan(rows, self.agent.task.max_tokens)) is not None:
+            print(plan, flush=True)
         if isinstance(self.callback, Monitor):
             self.callback.start(self)
         self.before = self._evaluate_once("before")

@@ -181,6 +181,10 @@ def test_a_cache_that_cannot_fit_says_how_many_rows_would(llama):
     # 2 layers of 2 heads of width 8: 256 bytes a token, so 3 KiB for the 12 of a row.
     engine = NativeEngine(llama, memory=16 * 12 * 256 / 2**30)
     assert engine.room(12) == 16
+    assert engine.plan(20, 12) == "completions written at once: 16, 4 waiting; keys and values of up to 0 MiB"
+    assert NativeEngine(llama, memory=1).plan(64, 64) == (
+        "completions written at once: 64; keys and values of up to 1 MiB"
+    )
     with pytest.raises(ValueError, match=r"completions of 12 tokens .* 16 would fit; lower max_rows or max_new_tokens"):
         NativeEngine(llama, max_rows=17, memory=16 * 12 * 256 / 2**30).generate([[5, 5]], sampling(max_new_tokens=10))
     with pytest.raises(ValueError, match=r"1 completions of 12 tokens .* 0 would fit"):

@@ -117,6 +117,14 @@ class Engine(ABC):
             EngineError: the weights did not arrive.
         """
 
+    def plan(self, rows: int, places: int) -> str | None:
+        """What writing ``rows`` completions of up to ``places`` tokens, prompts included, will take, in words; None if unknown.
+
+        Raises:
+            ValueError: it cannot be done.
+        """
+        return None
+
     def release(self) -> None:  # noqa: B027 - an engine without such memory has nothing to do
         """Give back the memory that only generation needs. The next :meth:`generate` takes it again."""
 

@@ -97,26 +97,38 @@ class NativeEngine(Engine):
             self._park(batch, prompts, n)
         return batch.completions()
 
+    def plan(self, rows: int, places: int) -> str | None:
+        if self.unsupported is not None:
+            return None
+        at_once = min(rows, self.room(places))
+        size = at_once * places * self._place_bytes / 2**20
+        waiting = "" if at_once == rows else f", {rows - at_once} waiting"
+        return f"completions written at once: {at_once}{waiting}; keys and values of up to {size:,.0f} MiB"
+
     def room(self, places: int) -> int:
         """How many completions of ``places`` tokens, prompt included, are written at once.
 
         Raises:
             ValueError: not even one fits, or fewer than ``max_rows``.
         """
+        row, wanted = self._place_bytes * places, self.max_rows or 1
+        limit = int(self.memory * 2**30) if self.memory is not None else free_memory(self.policy.device) // 2
+        fit = limit // row
+        if fit < wanted:
+            raise ValueError(
+                f"keys and values of {wanted} completions of {places} tokens take {wanted * row / 2**30:.2f} GiB, but there "
+                f"are {limit / 2**30:.2f} GiB for them: {fit} would fit; lower max_rows or max_new_tokens, or raise the "
+                "engine's memory"
+            )
+        return min(fit, self.max_rows or fit)
+
+    @property
+    def _place_bytes(self) -> int:
+        """Memory of the keys and values of one token in all layers."""
         config = self.policy.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        row = 2 * config.num_hidden_layers * heads * width * self.dtype.itemsize * places
-        limit = int(self.memory * 2**30) if self.memory is not None else free_memory(self.policy.device) // 2
-        fit = limit // row
-        if fit < (self.max_rows or 1):
-            wanted = self.max_rows or 1
-            raise ValueError(
-                f"keys and values of {wanted} completions of {places} tokens take {wanted * row / 2**30:.2f} GiB, but there "
-                f"are {limit / 2**30:.2f} GiB for them: {fit} would fit; "
-                "lower max_rows or max_new_tokens, or raise the engine's memory"
-            )
-        return min(fit, self.max_rows or fit)
+        return 2 * config.num_hidden_layers * heads * width * self.dtype.itemsize
 
     def _flat(self, prompts: Sequence[Sequence[int]], rows: int, places: int) -> FlatContexts:
         policy = self.policy
