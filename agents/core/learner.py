@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from agents.core.critic import AdapterCritic, Critic
 from agents.core.head import KEPT
+from agents.core.linear import multiplies_bfloat16
 from agents.core.lora import adapters, load_adapters, save_adapters
 from agents.core.policy import Policy, Scorer, States
 from agents.core.timing import Clock
@@ -410,11 +411,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
     if precision == "float32":
         return
-    if device.type == "cpu":
-        able = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
-    else:
-        able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if not able:
+    if not multiplies_bfloat16(device):
         raise ValueError(
             f"precision 'bfloat16' wants a processor that multiplies in it (avx512_bf16, amx_bf16, a GPU from Ampere on), and "
             f"this {device.type} does not; use 'float32'"

@@ -61,6 +61,13 @@ class PackedLinear:
         return sum_NO[: len(x)]
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16, and need not imitate them."""
+    if device.type == "cpu":
+        return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):  # which would not reach oneDNN
         return False

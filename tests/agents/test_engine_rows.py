@@ -206,8 +206,7 @@ def test_an_option_out_of_range_is_refused(llama, options, message):
 
 
 def test_bfloat16_is_refused_where_the_processor_only_imitates_it(llama, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx512_f": True})
     with pytest.raises(ValueError, match=r"no instructions for torch\.bfloat16"):
         NativeEngine(llama, dtype="bfloat16")
 

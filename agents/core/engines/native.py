@@ -15,6 +15,7 @@ from agents.core.engines.base import Completions, Engine, OnEnd, Sampling, check
 from agents.core.engines.cache import Cache
 from agents.core.engines.contexts import Contexts, FlatContexts, ModelContexts
 from agents.core.engines.sampling import Uniforms, choose
+from agents.core.linear import multiplies_bfloat16
 from agents.core.lora import merged_state
 from agents.core.policy import Policy
 from textenv.task import Finish
@@ -340,9 +341,8 @@ def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     Raises:
         ValueError: it has no instructions for it.
     """
-    if device.type != "cpu" or dtype == torch.float32:
-        return
-    if dtype == torch.float16 or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    imitated = not multiplies_bfloat16(device) if dtype == torch.bfloat16 else device.type == "cpu"
+    if dtype != torch.float32 and imitated:
         raise ValueError(f"this processor has no instructions for {dtype}; generate in float32")
 
 
