@@ -190,9 +190,14 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     def norm(module: str) -> Map:
         held, weight = model.get_submodule(module), weights.tensor(module)
         eps = held.eps if hasattr(held, "eps") else held.variance_epsilon
-        if packed is not None and not shift and weight().dtype == torch.float32:
-            return _RMSNorm(weight(), eps)
-        return lambda x: _rms_norm(x, weight(), eps, shift)
+        eps_1 = torch.full((1,), eps)
+
+        def apply(x: Tensor) -> Tensor:
+            if x.device.type == "cpu" and x.dtype == weight().dtype == torch.float32 and not shift:
+                return _RMSNorm.apply(x, weight(), eps_1)
+            return _rms_norm(x, weight(), eps, shift)
+
+        return apply
 
     embedding = weights.tensor("model.embed_tokens")
 
@@ -288,16 +293,26 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> Tensor:
     return functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-class _RMSNorm:
-    """:func:`torch.nn.functional.rms_norm` without gradients, in half of its operations: of few rows these are the cost."""
+class _RMSNorm(torch.autograd.Function):
+    """:func:`torch.nn.functional.rms_norm` in half of its operations, forward and backward: of few rows these are the cost."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight, self.share = weight, 1 / len(weight)
-        self.eps = torch.full((1,), eps, device=weight.device)
-
-    def __call__(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps_1: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(self.eps, length, length, value=self.share).rsqrt_()).mul_(self.weight)
+        inverse = torch.addcmul(eps_1, length, length, value=1 / len(weight)).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """With n = x / rms: dx = (g w - n mean(g w n)) / rms, dw = sum(g n)."""
+        x, weight, inverse = ctx.saved_tensors
+        normed = x * inverse
+        scaled = grads[0] * weight
+        along = torch.linalg.vecdot(scaled, normed).unsqueeze(-1)
+        of_x = torch.addcmul(scaled, normed, along, value=-1 / len(weight)).mul_(inverse)
+        of_weight = (grads[0] * normed).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, None
 
 
 class _Angles:

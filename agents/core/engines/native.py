@@ -134,7 +134,7 @@ class NativeEngine(Engine):
     def _flat(self, prompts: Sequence[Sequence[int]], rows: int, places: int) -> FlatContexts:
         policy = self.policy
         decoder = Decoder(policy.model, self._weights())
-        if self._cache is None:
+        if self._cache is None or not self._parked:  # one that has grown is all looked at, whatever is in it
             self._cache = Cache(len(decoder.blocks), decoder.key_heads, decoder.width, self.dtype, policy.device)
         contexts = FlatContexts(decoder, self._cache, rows, places, park=self.keep_contexts)
         if self._parked and len(prompts) <= rows:
