@@ -113,6 +113,11 @@ class Agent:
     def check_before_loading(self) -> None:
         """Refuse what an agent cannot do, before its model loads."""
         check_engine(self.config.engine)
+        if self.config.engine.startswith("vllm") and self.config.model == TINY:
+            raise ValueError(
+                f"vLLM has no attention for the heads of the {TINY!r} model, which are 20 wide; use the native engine, or "
+                "another model"
+            )
         device = pick_device(self.config.device)
         check_precision(self.config.precision, device)
         check_save_memory(self.config.save_memory, device, None)

@@ -15,7 +15,7 @@ from agents.core.engines.make import ENGINES, check_engine, make_engine
 from agents.core.engines.native import NativeEngine
 from agents.core.rollout import generate
 from agents.core.timing import Clock
-from agents.grpo import GRPO
+from agents.grpo import GRPO, GRPOConfig
 from tests.agents.test_rollout import Slow, equal, make_rollout
 from textenv.cli import main
 
@@ -246,3 +246,10 @@ def test_a_reward_that_breaks_is_no_death_of_the_engine():
     with pytest.raises(rewards.RewardError):
         collect(rollout)
     assert "restart" not in rollout.engine.called
+
+
+def test_vllm_is_refused_for_the_embedded_model_before_that_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.core.engines.vllm.check_vllm", lambda: None)
+    with pytest.raises(ValueError, match="vLLM has no attention for the heads of the 'tiny' model, which are 20 wide"):
+        GRPO("textenv/Arithmetic-v0", GRPOConfig(engine="vllm memory 2", run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run" / "config.json").exists()

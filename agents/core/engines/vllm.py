@@ -42,6 +42,8 @@ ENVIRONMENT = {
 """What vLLM reads when it is imported; set where it is not set already."""
 MAX_ROWS = 256
 """Completions written at once; further ones wait their turn."""
+CPU_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""Of attention heads, those that vLLM has a kernel for on a CPU."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256)
 """The sizes of adapter that vLLM makes room for."""
 PROBE_PROMPT, PROBE_NEW, PROBE_TEMPERATURE = 32, 4, 0.7
@@ -240,6 +242,7 @@ class VLLMEngine(BaseVLLMEngine):
     ) -> None:
         check_vllm()
         super().__init__(policy, dtype, context)
+        check_heads(policy)
         if memory <= 0:
             raise ValueError(f"memory must be more than 0 GiB, got {memory}")
         if lora and POLICY not in adapters(policy.model):
@@ -435,6 +438,22 @@ def kept_random_states() -> Iterator[None]:
 def _seeds(seed: int | tuple[int, ...], rows: int) -> np.ndarray:
     """A seed for each row, of 31 bits as vLLM takes them; row i's does not depend on how many rows there are."""
     return np.random.default_rng(seed).integers(2**31, size=rows)
+
+
+def check_heads(policy: Policy) -> None:
+    """Refuse a model that vLLM would refuse when it reads its first prompt.
+
+    Raises:
+        ValueError: vLLM has no attention for heads of this width.
+    """
+    config = policy.model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if width % 8 or (policy.device.type == "cpu" and width not in CPU_WIDTHS):
+        widths = ", ".join(map(str, CPU_WIDTHS))
+        raise ValueError(
+            f"vLLM has no attention for heads of width {width}: on a CPU they may be {widths}, on a GPU multiples of 8; use "
+            "the native engine"
+        )
 
 
 def _on_cpu() -> bool:
