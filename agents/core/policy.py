@@ -17,7 +17,7 @@ from agents.core.attention import Segments
 from agents.core.decoder import Decoder, unsupported
 from agents.core.head import token_logprobs
 from agents.core.linear import linear
-from agents.core.lora import adapters, merged_state
+from agents.core.lora import merged_state
 from agents.core.packing import pack
 from textenv.tokenizer import Tokenizer
 
@@ -103,7 +103,9 @@ class Policy(nn.Module):
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._recomputes = False
         self._decoder: Decoder | None = None
-        self._decoder_of: list[str] | None = None
+        self._decoder_of: list[nn.Module] | None = None
+        self.undecoded: str | None = None
+        """why :meth:`decoder` gave none"""
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the decoder, which computes with this model's modules and not with a copy's."""
@@ -219,13 +221,13 @@ class Policy(nn.Module):
         None for a model of another family than :data:`agents.core.decoder.FAMILIES`, and for one that does not give what the
         decoder gives, of which a warning tells. Such a model is run by itself, on padded rows, its logits whole.
         """
-        held = adapters(self.model)
+        held = list(self.model.modules())  # kept, so that a new one is never taken for an old one
         if self._decoder_of != held:
             self._decoder, self._decoder_of = None, held
-            reason = unsupported(self.model)
+            self.undecoded = reason = unsupported(self.model)
             if reason is None:
                 self._decoder = Decoder(self.model)
-                reason = self._difference(self._decoder)
+                self.undecoded = reason = self._difference(self._decoder)
             if reason is not None:
                 self._decoder = None
                 warnings.warn(
@@ -238,13 +240,14 @@ class Policy(nn.Module):
     @torch.no_grad()
     def _difference(self, decoder: Decoder) -> str | None:
         """How the decoder's logits differ from the model's own, padded ones on two short sequences, None if they agree."""
-        columns_T = torch.arange(max(PROBE_LENGTHS))
-        real_BT = columns_T < torch.tensor(PROBE_LENGTHS).unsqueeze(1)
+        lengths = [min(length, self.max_context or length) for length in PROBE_LENGTHS]
+        columns_T = torch.arange(max(lengths))
+        real_BT = columns_T < torch.tensor(lengths).unsqueeze(1)
         tokens_BT = (torch.arange(real_BT.numel()).view(real_BT.shape) * 7 % self.vocab_size).to(self.device)
         position_N = columns_T.expand(real_BT.shape)[real_BT].to(self.device)
         with torch.autocast(self.device.type, enabled=False):
             whole_NV = self.model(input_ids=tokens_BT, use_cache=False).logits[real_BT].double()
-            hidden_NH = decoder(tokens_BT[real_BT], position_N, Segments(PROBE_LENGTHS, self.device))
+            hidden_NH = decoder(tokens_BT[real_BT], position_N, Segments(lengths, self.device))
             head = self.model.get_output_embeddings()  # by its weights, as readout takes it
             difference = float((linear(hidden_NH, head.weight, head.bias).double() - whole_NV).abs().max())
         largest = float(whole_NV.abs().max())

@@ -103,33 +103,35 @@ class Rollout:
         logp_NT = np.zeros(episodes.tokens_NT.shape, dtype=np.float32)
         self.engine.keep_contexts = self.task.turns > 1
         turn = 0
-        while not episodes.done_N.all():
-            rows = episodes.running
-            shared = group_size if turn == 0 else 1  # after the first turn the members of a group have parted
-            sampling = Sampling(
-                max_new_tokens=self.task.max_new_tokens,
-                temperature=temperature,
-                stop_ids=episodes.stop_ids,
-                seed=(SAMPLING, *seed, turn),
-            )
-            starts = episodes.length_N[rows]
-            completions = generate(
-                self.engine,
-                self.policy,
-                [episodes.context(n).tolist() for n in rows[::shared]],
-                sampling,
-                n=shared,
-                budgets=(episodes.limit_N - episodes.length_N)[rows].tolist(),
-                on_end=partial(scoring.extend, rows) if scoring.early else None,
-                clock=self.clock,
-            )
-            if not scoring.early:
-                episodes.extend(completions.tokens, rows)
-            for n, start, logprobs in zip(rows, starts, completions.logprobs, strict=True):
-                logp_NT[n, start : start + len(logprobs)] = logprobs
-            turn += 1
-        self.engine.keep_contexts = False
-        self.engine.release()
+        try:
+            while not episodes.done_N.all():
+                rows = episodes.running
+                shared = group_size if turn == 0 else 1  # after the first turn the members of a group have parted
+                sampling = Sampling(
+                    max_new_tokens=self.task.max_new_tokens,
+                    temperature=temperature,
+                    stop_ids=episodes.stop_ids,
+                    seed=(SAMPLING, *seed, turn),
+                )
+                starts = episodes.length_N[rows]
+                completions = generate(
+                    self.engine,
+                    self.policy,
+                    [episodes.context(n).tolist() for n in rows[::shared]],
+                    sampling,
+                    n=shared,
+                    budgets=(episodes.limit_N - episodes.length_N)[rows].tolist(),
+                    on_end=partial(scoring.extend, rows) if scoring.early else None,
+                    clock=self.clock,
+                )
+                if not scoring.early:
+                    episodes.extend(completions.tokens, rows)
+                for n, start, logprobs in zip(rows, starts, completions.logprobs, strict=True):
+                    logp_NT[n, start : start + len(logprobs)] = logprobs
+                turn += 1
+        finally:
+            self.engine.keep_contexts = False
+            self.engine.release()
         with self.clock("score"):
             scoring.finish()
         check_graded([score for score in episodes.scores if score is not None], self.reward.name, self.max_ungraded)

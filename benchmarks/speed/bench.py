@@ -20,6 +20,8 @@ def bench_speed(only: Sequence[str], settings: Settings, out: Path | None) -> No
         ValueError: there is no such part, or no folder for ``out``.
     """
     names = [find_part(name, PARTS) for name in only] or PARTS
+    if out is not None and out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file in it")
     if out is not None and not out.parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} to; make it first")
     tables = (table for name in names for table in import_module(f"benchmarks.speed.{name}").run(settings))

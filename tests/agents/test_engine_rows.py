@@ -94,8 +94,8 @@ class Counted:
 
 
 def test_the_members_of_a_group_share_one_reading_of_their_prompt(llama, monkeypatch):
-    counted = Counted(monkeypatch)
-    NativeEngine(llama).generate([[5] * 20, [6] * 10], sampling(max_new_tokens=1), n=8)
+    engine, counted = NativeEngine(llama), Counted(monkeypatch)
+    engine.generate([[5] * 20, [6] * 10], sampling(max_new_tokens=1), n=8)
     assert counted.take() == 30
 
 
@@ -197,7 +197,8 @@ def test_a_cache_that_cannot_fit_says_how_many_rows_would(llama):
         ({"dtype": "int8"}, "dtype must be float32, bfloat16, float16, got 'int8'"),
         ({"dtype": "float16"}, "no instructions for torch.float16; generate in float32"),
         ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
-        ({"memory": 0.0}, "memory must be more than 0 GiB, got 0.0"),
+        ({"memory": 0.0}, "memory must be a finite number of GiB above 0, got 0.0"),
+        ({"memory": float("inf")}, "memory must be a finite number of GiB above 0, got inf"),
     ],
 )
 def test_an_option_out_of_range_is_refused(llama, options, message):
@@ -276,3 +277,45 @@ def test_a_cache_keeps_what_it_held_when_it_grows_and_its_rows_can_change_places
     cache.take(torch.tensor([2, 0]))
     assert cache.rows == 2
     assert cache.keys[0][0, 0, 0, 0] == 1
+
+
+def test_contexts_that_are_kept_outlast_the_growth_of_the_cache():
+    """Rows leave, and a prompt longer than anything before enters in their stead."""
+    policy = Policy(make_model("llama"), Endless())
+    engine, plain = NativeEngine(policy, max_rows=8), NativeEngine(policy)
+    engine.keep_contexts = True
+    short, long = [[5, number] for number in range(8)], [[6] * 30, [7] * 33]
+    ask, budgets = sampling(max_new_tokens=20), [2, 2, 2, *[12] * 5, 3, 3]
+    first = engine.generate([*short, *long], ask, budgets=budgets)
+    following = [[*prompt, *tokens.tolist(), 9] for prompt, tokens in zip([*short, *long], first.tokens, strict=True)][
+        :8
+    ]
+    second, expected = (each.generate(following, ask, budgets=[4] * 8) for each in (engine, plain))
+    assert texts(second) == texts(expected)
+    for ours, theirs in zip(second.logprobs, expected.logprobs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_was_changed_is_seen_through_by_the_engine_too(llama):
+    """What a hook does is not in the weights."""
+    llama.model.lm_head.register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    with pytest.warns(UserWarning, match="differ from those expected of its family"):
+        completions = NativeEngine(llama).generate(RAGGED, sampling(), n=2)
+    for logprobs, rescored in zip(completions.logprobs, scored(llama, RAGGED, completions, 2, 1.0), strict=True):
+        np.testing.assert_allclose(logprobs, rescored, atol=1e-5, rtol=0)
+
+
+def test_a_module_that_was_replaced_is_used_by_learner_and_engine(llama):
+    prompts, before = long_prompts(4), texts(NativeEngine(llama).generate(long_prompts(4), sampling(temperature=0)))
+    scored(llama, prompts, NativeEngine(llama).generate(prompts, sampling()), 1, 1.0)
+    attention = llama.model.model.layers[0].self_attn
+    attention.q_proj = torch.nn.Linear(32, 32, bias=False)
+    torch.nn.init.normal_(attention.q_proj.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    completions = NativeEngine(llama).generate(prompts, sampling(temperature=0))
+    assert texts(completions) != before
+    for prompt, tokens, logprobs in zip(prompts, completions.tokens, completions.logprobs, strict=True):
+        logits = llama.model(torch.tensor([[*prompt, *tokens.tolist()]])).logits[0, len(prompt) - 1 : -1]
+        own = logits.log_softmax(dim=1)[torch.arange(len(tokens)), torch.from_numpy(tokens)].detach().numpy()
+        np.testing.assert_allclose(logprobs, own, atol=1e-5, rtol=0)
+    rescored = scored(llama, prompts, completions, 1, 1.0)
+    np.testing.assert_allclose(np.concatenate(completions.logprobs), np.concatenate(rescored), atol=1e-5, rtol=0)

@@ -146,6 +146,8 @@ def check_budgets(
     Raises:
         ValueError: see there.
     """
+    if n < 1:
+        raise ValueError(f"n must be at least 1 completion a prompt, got {n}")
     if not prompts or not all(map(len, prompts)):
         raise ValueError(
             "every prompt must hold at least one token; add a system message or a beginning-of-sequence token"

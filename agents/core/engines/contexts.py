@@ -85,7 +85,7 @@ class FlatContexts:
         first, new = self.rows, sum(copies)
         past, self.past = self.past or [0] * len(prompts), []
         lengths = [len(prompt) for prompt in prompts]
-        self._make_room(first + new, max(lengths), held=first + len(prompts) if any(past) else first)
+        self._make_room(first + new, max(lengths), held=self.cache.rows if self.park or any(past) else first)
         logits = [
             self._prefill(prompts[start:end], past[start:end], first + start)
             for start, end in pairwise(_chunks(lengths))

@@ -62,6 +62,8 @@ def check_engine(spec: str) -> tuple[type[Any], dict[str, Any]]:
         raise ValueError(
             f"the options of the engine {name!r} are names and values in turn, got {' '.join(words)!r}{there_are}"
         )
+    if twice := [option for option in words[::2] if words[::2].count(option) > 1]:
+        raise ValueError(f"the option {twice[0]!r} of the engine {name!r} is given more than once")
     options = parse_options(dict(zip(words[::2], words[1::2], strict=True)))
     for option, value in options.items():
         if option not in known:

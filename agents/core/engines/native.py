@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from agents.core.decoder import Decoder, unsupported
+from agents.core.decoder import Decoder
 from agents.core.engines.base import Completions, Engine, OnEnd, Sampling, check_budgets
 from agents.core.engines.cache import Cache
 from agents.core.engines.contexts import Contexts, FlatContexts, ModelContexts
@@ -51,17 +51,21 @@ class NativeEngine(Engine):
             raise ValueError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        if memory is not None and memory <= 0:
-            raise ValueError(f"memory must be more than 0 GiB, got {memory}")
+        if memory is not None and not 0 < memory < np.inf:
+            raise ValueError(f"memory must be a finite number of GiB above 0, got {memory}")
         self.policy, self.version = policy, policy.version
         self.max_rows, self.memory = max_rows, memory
         self.dtype = next(policy.model.parameters()).dtype if dtype is None else DTYPES[dtype]
         check_dtype(self.dtype, policy.device)
-        self.unsupported = unsupported(policy.model)
-        if self.unsupported is not None and dtype is not None:
-            raise ValueError(f"the engine's dtype can be chosen for known models only: {self.unsupported}")
+        if self.unsupported is not None and (dtype is not None or memory is not None):
+            raise ValueError(f"the engine's dtype and memory can be set for known models only: {self.unsupported}")
         self._cache: Cache | None = None
         self._parked: dict[bytes, int] = {}
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why transformers has to run the model, or None."""
+        return None if self.policy.decoder() is not None else self.policy.undecoded
 
     def sync(self, policy: Policy) -> None:
         self.release()
@@ -117,8 +121,8 @@ class NativeEngine(Engine):
         fit = limit // row
         if fit < wanted:
             raise ValueError(
-                f"keys and values of {wanted} completions of {places} tokens take {wanted * row / 2**30:.2f} GiB, but there "
-                f"are {limit / 2**30:.2f} GiB for them: {fit} would fit; lower max_rows or max_new_tokens, or raise the "
+                f"keys and values of {wanted} completions of {places} tokens take {wanted * row / 2**20:.3g} MiB, but there "
+                f"are {limit / 2**20:.3g} MiB for them: {fit} would fit; lower max_rows or max_new_tokens, or raise the "
                 "engine's memory"
             )
         return min(fit, self.max_rows or fit)
@@ -341,8 +345,8 @@ def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     Raises:
         ValueError: it has no instructions for it.
     """
-    imitated = not multiplies_bfloat16(device) if dtype == torch.bfloat16 else device.type == "cpu"
-    if dtype != torch.float32 and imitated:
+    half = dtype == torch.float16 and device.type == "cpu"
+    if half or (dtype == torch.bfloat16 and not multiplies_bfloat16(device)):
         raise ValueError(f"this processor has no instructions for {dtype}; generate in float32")
 
 

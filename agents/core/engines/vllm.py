@@ -265,7 +265,7 @@ class VLLMEngine(BaseVLLMEngine):
 
         On a CPU nothing is given back: vLLM has no such thing there. Not tried on a GPU yet.
         """
-        if self._running and not self._asleep and not _on_cpu():
+        if self._running and self._death is None and not self._asleep and not _on_cpu():
             with self._fatal("release"):
                 self._llm.sleep(level=1)
                 self._asleep = True
