@@ -181,13 +181,13 @@ def generate(
         completions = ask()
     except EngineError as error:
         raise RuntimeError(
-            f"the engine died, was begun anew and died again: {error}; mend what ended it, then go on with --resume: the "
-            "steps before this one are kept"
+            f"the engine died, was begun anew and died again: {error}; mend what ended it, then go on with --resume, "
+            "from the last checkpoint"
         ) from error
     if any(not np.array_equal(completions.tokens[row], tokens) for row, tokens in ended.items()):
         raise RuntimeError(
             "the engine died, was begun anew and wrote other completions than before, some of which are scored already; go "
-            "on with --resume: the steps before this one are kept"
+            "on with --resume, from the last checkpoint"
         )
     return completions
 
