@@ -132,6 +132,7 @@ def act_as_a_gpu(monkeypatch):
     monkeypatch.setattr(contexts, "ROWS_STEP", 4)
     monkeypatch.setattr(contexts, "PLACES_STEP", 16)
     monkeypatch.setattr(contexts.FlatContexts, "static", True)
+    monkeypatch.setattr(native, "LOOK", {"cpu": 5})
     return recorded
 
 

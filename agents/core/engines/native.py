@@ -216,13 +216,13 @@ class _Batch:
     def write(self, prompts: Sequence[Sequence[int]], n: int) -> None:
         """Write ``n`` completions of each prompt, those that find no room as soon as there is some."""
         waiting = [(prompt, number * n, number * n + n) for number, prompt in enumerate(prompts)]
-        look = LOOK.get(self.policy.device.type, 1)
+        look = min(LOOK.get(self.policy.device.type, 1), self.longest)
         step = 0
         while waiting or self.contexts.rows:
             waiting = self._admit(waiting)
             token_R = self._draw()
             step += 1
-            if step % look == 0 or step >= self.longest:
+            if step % look == 0:
                 self._stop_at_texts()
                 token_R = self._let_leave(token_R)
             if self.contexts.rows:
