@@ -71,6 +71,11 @@ def unsupported(model: Any) -> str | None:
     return None if rope in STATIC_ROPE else f"its rotary embedding {rope!r} depends on the length"
 
 
+def head_width(config: Any) -> int:
+    """Width of an attention head, of a text model's config: not all say it."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class Decoder:
     """A model of one of the :data:`FAMILIES` as a function of flat tokens.
 
@@ -95,7 +100,7 @@ class Decoder:
         config = model.config
         self.heads: int = config.num_attention_heads
         self.key_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
-        self.width: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.width = head_width(config)
 
     def __call__(self, tokens_N: Tensor, position_N: Tensor, attend: Attend) -> Tensor:
         """The states ``(N, E)`` that the head makes logits from.
@@ -250,7 +255,7 @@ def _llama_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
 def _gpt2_parts(model: Any, packed: Mapping[str, Tensor] | None) -> _Parts:
     """GPT-2: learned positions, layer norms, one feed-forward branch."""
     weights, base, config = _Weights(model, packed), model.transformer, model.config
-    width = config.hidden_size // config.num_attention_heads
+    width = head_width(config)
 
     def norm(module: str) -> Map:
         weight, bias, eps = weights.tensor(module), weights.tensor(module, "bias"), model.get_submodule(module).eps

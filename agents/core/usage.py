@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.core.decoder import head_width
 from agents.core.linear import linear
 from agents.core.policy import Policy
 
@@ -26,9 +27,7 @@ def training_flops(policy: Policy, length_R: Tensor) -> float:
     of the length. The table of input embeddings is looked up and not multiplied with.
     """
     config = policy.model.config.get_text_config()
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or policy.hidden_size // config.num_attention_heads
-    )
+    width = config.num_attention_heads * head_width(config)
     every, trained = _matrix_parameters(policy)
     length_R = length_R.double()
     looked_at = (length_R * (length_R + 1) / 2).sum()

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from agents.core.engines.base import Engine, Sampling
-from agents.core.engines.native import NativeEngine, check_dtype
+from agents.core.engines.native import NativeEngine
+from agents.core.linear import multiplies_bfloat16
 from agents.core.policy import Policy
 from benchmarks.measure import Peer, Turn, ratios, seconds, spread
 from benchmarks.speed.limits import least_seconds, matmul_rate, read_rate, step_costs
@@ -101,7 +102,7 @@ def workload_rows(
     settings: Settings, shape: Shape, workload: Workload, dtype: torch.dtype, matmul_size: int, vllm: Peer | None
 ) -> list[list[str]]:
     """The lines of one workload: the limit of each type of number, and the engines."""
-    halved = settings.device == "cpu" and dtype == torch.float32 and generates_in_bfloat16()
+    halved = settings.device == "cpu" and dtype == torch.float32 and multiplies_bfloat16(torch.device("cpu"))
     engines = engine_measures(settings.device, shape, workload, dtype, vllm, halved)
     costs = {
         each: step_costs(shape, workload.prompt_tokens, workload.length_B, each.itemsize)
@@ -145,15 +146,6 @@ def engine_measures(
     if vllm is not None:
         measures["vLLM"] = partial(vllm, (repeated, length_B.tolist()))
     return measures
-
-
-def generates_in_bfloat16() -> bool:
-    """Whether this processor does: without instructions for it the native engine refuses."""
-    try:
-        check_dtype(torch.bfloat16, torch.device("cpu"))
-    except ValueError:
-        return False
-    return True
 
 
 def short(dtype: torch.dtype) -> str:

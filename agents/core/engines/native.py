@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from agents.core.decoder import Decoder
+from agents.core.decoder import Decoder, head_width
 from agents.core.engines.base import Completions, Engine, OnEnd, Sampling, check_budgets
 from agents.core.engines.cache import Cache
 from agents.core.engines.contexts import Contexts, FlatContexts, ModelContexts
@@ -132,8 +132,7 @@ class NativeEngine(Engine):
         """Memory of the keys and values of one token in all layers."""
         config = self.policy.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * width * self.dtype.itemsize
+        return 2 * config.num_hidden_layers * heads * head_width(config) * self.dtype.itemsize
 
     def _flat(self, prompts: Sequence[Sequence[int]], rows: int, places: int) -> FlatContexts:
         policy = self.policy
@@ -179,13 +178,8 @@ class _Batch:
         budget_B: np.ndarray,
         on_end: OnEnd | None,
     ) -> None:
-        self.policy, self.contexts, self.most_rows, self.sampling, self.on_end = (
-            policy,
-            contexts,
-            most_rows,
-            sampling,
-            on_end,
-        )
+        self.policy, self.contexts, self.most_rows = policy, contexts, most_rows
+        self.sampling, self.on_end = sampling, on_end
         device = policy.device
         num, self.longest = len(budget_B), int(budget_B.max())
         self.uniforms = Uniforms(sampling.seed, num, self.longest, device)

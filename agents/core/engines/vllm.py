@@ -26,6 +26,7 @@ from packaging.specifiers import SpecifierSet
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agents.core.decoder import head_width
 from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling, check_budgets
 from agents.core.lora import POLICY, adapters, merged_state
 from agents.core.policy import Policy
@@ -446,8 +447,7 @@ def check_heads(policy: Policy) -> None:
     Raises:
         ValueError: vLLM has no attention for heads of this width.
     """
-    config = policy.model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(policy.model.config.get_text_config())
     if width % 8 or (policy.device.type == "cpu" and width not in CPU_WIDTHS):
         widths = ", ".join(map(str, CPU_WIDTHS))
         raise ValueError(
