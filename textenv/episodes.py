@@ -36,6 +36,11 @@ class Source(IntEnum):
     REPLY = 3
 
 
+# Read for every episode of every batch, where looking a member up in its enum is what takes longest.
+_SAMPLED = int(Source.SAMPLED)
+_FINISH_LABELS = [finish.label for finish in Finish]
+
+
 class Episodes:
     """N episodes of ``task`` as arrays.
 
@@ -107,12 +112,12 @@ class Episodes:
         Raises:
             ValueError: a prompt too long for the context.
         """
-        for n, problem, seed, ids in zip(rows, problems, seeds, self._encode_prompts(problems), strict=True):
-            self.tokens_NT[n] = 0
-            self.source_NT[n] = Source.PAD
+        prompts = self._encode_prompts(problems)
+        self.tokens_NT[rows], self.source_NT[rows] = 0, Source.PAD
+        self.length_N[rows] = [len(ids) for ids in prompts]
+        for n, problem, seed, ids in zip(rows, problems, seeds, prompts, strict=True):
             self.tokens_NT[n, : len(ids)] = ids
             self.source_NT[n, : len(ids)] = Source.PROMPT
-            self.length_N[n] = len(ids)
             self.problems[n], self.episode_seeds[n] = problem, seed
             self.completions[n], self.replies[n], self.scores[n] = [], [], None
         self.done_N[rows] = False
@@ -185,35 +190,43 @@ class Episodes:
             ValueError: not one completion an episode; an episode that is done; a completion that neither ends nor fills its
                 budget; a refused id. Nothing changed.
         """
-        rows = range(self.num) if rows is None else rows
-        if len(completions) != len(rows):
-            raise ValueError(f"extend takes a completion for each of the {len(rows)} episodes, got {len(completions)}")
-        cuts = [self._cut(n, _as_ids(completion)) for n, completion in zip(rows, completions, strict=True)]
-        for n, (tokens, _) in zip(rows, cuts, strict=True):
-            start, end = self.length_N[n], self.length_N[n] + len(tokens)
-            self.tokens_NT[n, start:end] = tokens
-            self.source_NT[n, start:end] = Source.SAMPLED
-            self.length_N[n] = end
-        kinds = np.array([kind for _, kind in cuts], dtype=np.uint8)
-        return self._end_completions(np.array(rows, dtype=np.int64), kinds)
+        row_R = self._every_row if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(completions) != len(row_R):
+            raise ValueError(f"extend takes a completion for each of the {len(row_R)} episodes, got {len(completions)}")
+        if self.done_N[row_R].any():
+            done = row_R[self.done_N[row_R]][0]
+            raise ValueError(f"episode {done} is done; reset it before the next completion")
+        given = [_as_ids(completion) for completion in completions]
+        count_R = np.array([len(ids) for ids in given], dtype=np.int64)
+        # The tokens of all completions side by side: whose each is, and which of its.
+        token_M = np.concatenate([np.zeros(0, dtype=np.int64), *given])
+        row_M = np.repeat(np.arange(len(row_R)), count_R)
+        column_M = np.arange(len(token_M)) - (count_R.cumsum() - count_R)[row_M]
 
-    def _cut(self, n: int, completion: np.ndarray) -> tuple[np.ndarray, int]:
-        """The part of a completion that counts, and the kind of its last token."""
-        if self.done_N[n]:
-            raise ValueError(f"episode {n} is done; reset it before the next completion")
-        room = int(self.limit_N[n] - self.length_N[n])
+        room_R = self.limit_N[row_R] - self.length_N[row_R]
+        size_R = self._sizes(token_M, row_M, column_M, room_R)
         # Ids after the end do not count, so they are not looked at either: negative ones and ids without text included.
-        inside = np.minimum(np.maximum(completion[:room], 0), self.vocab_size - 1)
-        ends = np.flatnonzero(self._ends_V[inside])
-        size = int(ends[0]) + 1 if len(ends) else room
-        tokens = completion[:size]
-        kinds = self._kinds(tokens)
-        if len(tokens) < size:
+        kept_M = column_M < size_R[row_M]
+        token_M, row_M, column_M = token_M[kept_M], row_M[kept_M], column_M[kept_M]
+        kind_M = self._kinds(token_M)
+        if (count_R < size_R).any():
+            short = np.flatnonzero(count_R < size_R)[0]
             raise ValueError(
-                f"a completion ends with an end-of-sequence token or fills its budget of {room} tokens, "
-                f"got {len(completion)} tokens without an end"
+                f"a completion ends with an end-of-sequence token or fills its budget of {room_R[short]} tokens, "
+                f"got {count_R[short]} tokens without an end"
             )
-        return tokens, int(kinds[-1])
+        place = row_R[row_M], self.length_N[row_R][row_M] + column_M
+        self.tokens_NT[place], self.source_NT[place] = token_M, Source.SAMPLED
+        self.length_N[row_R] += size_R
+        return self._end_completions(row_R, kind_M[size_R.cumsum() - 1])
+
+    def _sizes(self, token_M: np.ndarray, row_M: np.ndarray, column_M: np.ndarray, room_R: np.ndarray) -> np.ndarray:
+        """How many tokens of each completion count: those up to its first end, or as many as there is room for."""
+        inside_M = np.minimum(np.maximum(token_M, 0), self.vocab_size - 1)
+        end_M = np.flatnonzero(self._ends_V[inside_M])
+        size_R = room_R.copy()
+        np.minimum.at(size_R, row_M[end_M], column_M[end_M] + 1)
+        return size_R
 
     def _kinds(self, tokens: np.ndarray) -> np.ndarray:
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.vocab_size):
@@ -236,17 +249,14 @@ class Episodes:
         )
         self.finish_N[rows] = np.where(kind == _ORDINARY, spent, kind)
         ended: list[int] = rows.tolist()
-        for n in ended:
-            self.completions[n].append(self._completion_text(n))
+        text_end = (self.length_N[rows] - (kind != _ORDINARY)).tolist()
+        for n, start, end in zip(ended, self.start_N[rows].tolist(), text_end, strict=True):
+            self.completions[n].append(self.tokenizer.decode(self.tokens_NT[n, start:end].tolist()))
         going_on = {n for n in ended if self.task.turns > 1 and self._reply(n)}
         self._begin_completion(np.array(sorted(going_on), dtype=np.int64))
         over = [n for n in ended if n not in going_on]
         self.done_N[over] = True
         return self._score(over)
-
-    def _completion_text(self, n: int) -> str:
-        end = self.length_N[n] - (self.finish_N[n] in _ENDS)
-        return self.tokenizer.decode(self.tokens_NT[n, self.start_N[n] : end].tolist())
 
     def _reply(self, n: int) -> bool:
         """Append the task's reply to episode ``n``; False when there is none and the episode ends."""
@@ -287,17 +297,17 @@ class Episodes:
 
     def sample(self, n: int) -> Sample:
         """Episode ``n`` as its reward sees it."""
-        problem, sampled_T = self.problems[n], self.source_NT[n] == Source.SAMPLED
+        problem, sampled_T = self.problems[n], self.source_NT[n, : self.length_N[n]] == _SAMPLED
         return Sample(
             prompt=problem.prompt,
             completion=self.completions[n][-1],
             reference=problem.reference,
             turns=tuple(self.completions[n]),
-            tokens=tuple(self.tokens_NT[n][sampled_T].tolist()),
-            turn_start=int(sampled_T[: self.start_N[n]].sum()),
+            tokens=tuple(self.context(n)[sampled_T].tolist()),
+            turn_start=int(np.count_nonzero(sampled_T[: self.start_N[n]])),
             decode=self.tokenizer.decode,
             split=self.split,
-            finish=Finish(self.finish_N[n]).label,
+            finish=_FINISH_LABELS[self.finish_N[n]],
             info=problem.info,
         )
 
@@ -307,7 +317,7 @@ class Episodes:
         The reward's own credit if it gave any, else its whole value on the last token.
         """
         score = self.scores[n]
-        sampled = int((self.source_NT[n] == Source.SAMPLED).sum())
+        sampled = int(np.count_nonzero(self.source_NT[n, : self.length_N[n]] == _SAMPLED))
         if score is not None and score.tokens is not None:
             return np.array(score.tokens, dtype=np.float64)
         credit = np.zeros(sampled)

@@ -5,16 +5,23 @@ Shapes: R rows, N new tokens of all rows, H query heads, K key heads, D their wi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+LINE = 64
+"""Bytes that a processor reads at once: each layer begins with a new line of memory."""
 
 
 class Cache:
     """Keys and values of ``rows`` sequences, by layer ``(R, K, S, D)``.
 
     The rows in use are the first ones, and all places of a row are attended to, those not written yet behind a mask: a
-    processor reads memory without gaps up to twice as fast as with them.
+    processor reads memory without gaps up to twice as fast as with them. All layers lie in one piece of memory, with room for
+    one more beside them: as rows grow, each moves into the room next to it.
 
     Args:
         layers, heads, width: of the model's keys.
@@ -22,6 +29,9 @@ class Cache:
     """
 
     def __init__(self, layers: int, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(2 * layers + 1, 0, dtype=dtype, device=device)
+        self._first = 0
+        """where the first layer is: at 0, and the last room free, or at 1"""
         self.keys = [torch.zeros(0, heads, 0, width, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(0, heads, 0, width, dtype=dtype, device=device) for _ in range(layers)]
 
@@ -33,30 +43,47 @@ class Cache:
     def places(self) -> int:
         return self.keys[0].shape[2]
 
-    def resize(self, rows: int, places: int, held: int) -> None:
+    def resize(self, rows: int, places: int, held: int, most_places: int | None = None) -> None:
         """Make room for ``rows`` rows of ``places``, no fewer than before, and keep the first ``held``.
 
-        It goes layer by layer, so that all of it never exists twice.
+        Args:
+            most_places: that the rows will have one day, for which memory is set aside now; default ``places``.
         """
-        for buffers in (self.keys, self.values):
-            for layer, old in enumerate(buffers):
-                new = old.new_empty(rows, old.shape[1], places, old.shape[3])
-                new[:held, :, : old.shape[2]] = old[:held]
-                # What is masked is multiplied by 0, so it has to be finite.
-                new[:held, :, old.shape[2] :] = 0
-                new[held:] = 0
-                buffers[layer] = new
+        self._move(rows, places, max(places, most_places or 0), lambda old, new: _put(old[:held], new))
 
     def take(self, row_R: Tensor) -> None:
         """Hold these rows from now on, in this order."""
-        for buffers in (self.keys, self.values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = old[row_R]
+        self._move(len(row_R), self.places, self.places, lambda old, new: torch.index_select(old, 0, row_R, out=new))
 
-    def copy(self, sources_R: Tensor, targets_R: Tensor, places: int | None = None) -> None:
-        """Overwrite the rows ``targets_R`` with what ``sources_R`` hold, in the first ``places``, default all."""
+    def _move(self, rows: int, places: int, most_places: int, write: Callable[[Tensor, Tensor], object]) -> None:
+        """Give every layer another room, into which ``write`` brings what it held: the one next to it, or in fresh memory."""
+        shape = rows, self.keys[0].shape[1], places, self.keys[0].shape[3]
+        size = shape[0] * shape[1] * shape[2] * shape[3]
+        memory, step = self._memory, 1 - 2 * self._first
+        if size > memory.shape[1]:
+            memory, step = _memory_like(memory, size // places * most_places), 0
+        # Moving up, the last layer goes first.
+        for buffers, layer, room in [*self._rooms()][:: -1 if step == 1 else 1]:
+            old, buffers[layer] = buffers[layer], memory[room + step][:size].view(shape)
+            write(old, buffers[layer])
+        self._memory, self._first = memory, self._first + step
+
+    def _rooms(self) -> Iterator[tuple[list[Tensor], int, int]]:
+        """Each buffer, as an entry of a list, and which part of the memory it lies in."""
+        for number, buffers in enumerate((self.keys, self.values)):
+            for layer in range(len(buffers)):
+                yield buffers, layer, self._first + number * len(buffers) + layer
+
+    def repeat(self, first: int, number: int, owner_R: Tensor) -> None:
+        """Write what the ``number`` rows from ``first`` on hold to the rows after them, to each what its owner does."""
         for buffer in (*self.keys, *self.values):
-            buffer[targets_R, :, :places] = buffer[sources_R, :, :places]
+            start = first + number
+            torch.index_select(buffer[first:start], 0, owner_R, out=buffer[start : start + len(owner_R)])
+
+    def copy(self, sources_R: Tensor, targets_R: Tensor) -> None:
+        """Overwrite the rows ``targets_R`` with what ``sources_R`` hold."""
+        for buffer in (*self.keys, *self.values):
+            buffer.index_copy_(0, targets_R, buffer.index_select(0, sources_R))
 
     def swap(self, ones_R: Tensor, others_R: Tensor) -> None:
         """Exchange two sets of rows."""
@@ -135,3 +162,22 @@ class Reading:
             query, keys_RKSD, values_RKSD, attn_mask=self.mask_R1TS, scale=scale, enable_gqa=heads != keys_RKSD.shape[1]
         )
         return seen_RHTD.transpose(1, 2).reshape(-1, heads * width).index_select(0, self.taken)
+
+
+def _put(old: Tensor, new: Tensor) -> None:
+    new[: len(old), :, : old.shape[2]] = old
+
+
+def _memory_like(memory: Tensor, size: int) -> Tensor:
+    """Zeros for as many parts of ``size`` entries each, of the same type.
+
+    What is masked is multiplied by 0, so that all there ever is has to be finite.
+    """
+    parts, line = len(memory), LINE // memory.itemsize
+    size = -(-size // line) * line
+    if memory.device.type != "cpu":
+        return memory.new_zeros(parts, size)
+    # numpy asks Linux for large pages, torch does not: the first touch of a small one costs more than all later ones.
+    fresh = np.zeros(parts * size * memory.itemsize + LINE, dtype=np.uint8)
+    start = -fresh.ctypes.data % LINE
+    return torch.from_numpy(fresh[start : start - LINE or None]).view(memory.dtype).view(parts, size)

@@ -22,6 +22,8 @@ PREFILL_TOKENS = 16_384
 """Tokens of prompts that go through the model at once."""
 ROWS_STEP, PLACES_STEP = 32, 256
 """A static step has multiples of so many rows and places."""
+PLACES_MORE = 16
+"""Places by which rows grow that are no static step's; long ones by four times as many."""
 
 
 class Contexts(Protocol):
@@ -95,8 +97,7 @@ class FlatContexts:
             prompt_of_row += [prompt] * (number - 1)
         owner_R = torch.tensor(prompt_of_row, device=self.device)
         if new > len(prompts):
-            fresh_R = torch.arange(first + len(prompts), first + new, device=self.device)
-            self.cache.copy(first + owner_R[len(prompts) :], fresh_R, places=max(lengths))
+            self.cache.repeat(first, len(prompts), owner_R[len(prompts) :])
         self.length_R = torch.cat([self.length_R, torch.tensor(lengths, device=self.device)[owner_R]])
         self.rows, self.longest = first + new, max(self.longest, max(lengths))
         return torch.cat(logits)[owner_R], prompt_of_row
@@ -151,7 +152,10 @@ class FlatContexts:
         if self.static:
             self.cache.resize(_round(rows, ROWS_STEP), places, held)
         else:
-            self.cache.resize(rows, _round(places, 16 if places < 512 else 64), held)
+            room = _round(places, PLACES_MORE if places < 512 else 4 * PLACES_MORE)
+            if room + PLACES_MORE > self.most_places:  # what would be left is not worth another move
+                room = max(places, self.most_places)
+            self.cache.resize(rows, room, held, self.most_places)
 
 
 class StaticStep:

@@ -129,10 +129,10 @@ class NativeEngine(Engine):
 
     @property
     def _place_bytes(self) -> int:
-        """Memory of the keys and values of one token in all layers."""
+        """Memory of the keys and values of one token in all layers, and in the room for one more that a cache has."""
         config = self.policy.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * head_width(config) * self.dtype.itemsize
+        return (2 * config.num_hidden_layers + 1) * heads * head_width(config) * self.dtype.itemsize
 
     def _flat(self, prompts: Sequence[Sequence[int]], rows: int, places: int) -> FlatContexts:
         policy = self.policy
