@@ -142,6 +142,8 @@ class Learner:
             gap_RT = (scored.logp_RT.detach() - scored.of(batch.logp_BT)).abs()
             gap_RT = torch.where(scored.sampled_RT, gap_RT, 0.0)
             gaps.append(gap_RT.max())
+            batch.note("entropy", scored.entropy_RT, scored.rows)
+            batch.note("ratio", (scored.logp_RT - scored.of(batch.logp_BT)).exp(), scored.rows)
             entropy, gap = scored.entropy_RT.sum() / tokens, gap_RT.sum() / tokens
             return share, metrics | {"loss": share.detach(), "entropy": entropy, "logp_gap": gap}
 

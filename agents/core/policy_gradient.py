@@ -230,6 +230,7 @@ class PolicyGradient(Agent):
             old_BT = self.learner.logprobs(batch, batch.rows)
         reference_BT = self.learner.logprobs(batch, batch.rows, policy=reference)
         penalty_BT = kl_penalty(old_BT.double(), reference_BT.double(), self.config.kl_reward_coef * self.kl_factor)
+        batch.note("kl", old_BT - reference_BT)
         kl_B = (old_BT.double() - reference_BT.double()).sum(dim=1)  # both are 0 where nothing was sampled
         return replace(batch, reference_BT=reference_BT, kl_B=kl_B).penalised(penalty_BT)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -222,7 +223,11 @@ def scalars(metrics: Mapping[str, float]) -> Any:
 
 
 def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
-    """The episodes of a rollout as plain data, tokens and their credit included."""
+    """The episodes of a rollout as plain data, tokens and their credit included.
+
+    What learning noted of the tokens stands beside them, to four decimals, 0 where a token was not sampled; a row that it did
+    not look at is without.
+    """
     per_token = {
         "tokens": trajectories.tokens_BT,
         "source": trajectories.source_BT,
@@ -230,6 +235,9 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
         "reward": trajectories.reward_BT,
     }
     listed = {name: x_BT.tolist() for name, x_BT in per_token.items()}
+    sampled_BT = trajectories.sampled_BT
+    noted = {name: _rounded(x_BT, sampled_BT) for name, x_BT in trajectories.noted.items()}
+    seen = {name: (~x_BT.isnan() & sampled_BT).any(dim=1).tolist() for name, x_BT in trajectories.noted.items()}
     returns, groups, lengths = (
         x.tolist() for x in (trajectories.return_B, trajectories.group_B, trajectories.length_B)
     )
@@ -245,7 +253,14 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "verdict": dict(score.info),
             "finish": Finish(trajectories.finish_B[i]).label,
             **{name: rows[i][: lengths[i]] for name, rows in listed.items()},
+            **{name: rows[i][: lengths[i]] for name, rows in noted.items() if seen[name][i]},
         }
+
+
+def _rounded(x_BT: Tensor, sampled_BT: Tensor) -> list[list[float]]:
+    """Short decimals, as the figures are to be looked at, and finite ones, as JSON knows no others."""
+    finite_BT = torch.nan_to_num(torch.where(sampled_BT, x_BT, 0.0).double(), posinf=1e6, neginf=-1e6)
+    return finite_BT.round(decimals=4).tolist()
 
 
 def _never_started(folder: Path) -> bool:

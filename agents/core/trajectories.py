@@ -7,7 +7,7 @@ completions. Every mask is derived from ``source_BT``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Trajectories:
         samples: the episodes as their reward saw them; may be left out.
         reference_BT: log-probability of each sampled token under a reference policy, where one is wanted.
         kl_B: float64, with a reference the k1 estimate of each episode's KL to it, in nats: its log ratio, summed over tokens.
+        noted: what learning saw of the tokens, for people, see :meth:`note`. Nothing is computed from it.
     """
 
     tokens_BT: Tensor
@@ -52,6 +53,7 @@ class Trajectories:
     samples: Sequence[Sample] = ()
     reference_BT: Tensor | None = None
     kl_B: Tensor | None = None
+    noted: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -101,6 +103,16 @@ class Trajectories:
         """Bool: the episodes that spent their budget without an end."""
         return torch.from_numpy(np.isin(self.finish_B, (Finish.LENGTH, Finish.CONTEXT))).to(self.tokens_BT.device)
 
+    def note(self, name: str, x: Tensor, rows: Tensor | None = None) -> None:
+        """Keep a number of each token ``(R, T)``, or of each episode ``(R,)``, of ``rows``, default all, with the episodes.
+
+        What was noted before under this name is written over; rows of which nothing was noted are NaN.
+        """
+        rows = self.rows if rows is None else rows
+        kept_BT = self.noted.setdefault(name, torch.full_like(self.logp_BT, torch.nan))
+        width = kept_BT.shape[1] if x.dim() == 1 else x.shape[1]
+        kept_BT[rows, :width] = (x.unsqueeze(1) if x.dim() == 1 else x).detach().to(kept_BT.dtype)
+
     def penalised(self, penalty_BT: Tensor) -> Trajectories:
         """The same episodes with ``penalty_BT`` added to the rewards of their sampled tokens."""
         penalty_BT = torch.where(self.sampled_BT, penalty_BT.double(), 0.0)
@@ -121,6 +133,7 @@ class Trajectories:
             group_B=self.group_B.to(device),
             reference_BT=None if self.reference_BT is None else self.reference_BT.to(device),
             kl_B=None if self.kl_B is None else self.kl_B.to(device),
+            noted={name: x_BT.to(device) for name, x_BT in self.noted.items()},
         )
 
 

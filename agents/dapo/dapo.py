@@ -84,6 +84,7 @@ class DAPO(PolicyGradient):
                     soft_overlong_penalty(batch.sampled_BT, budget, config.overlong_buffer)
                 )
                 advantage_B = compare_in_groups(batch, config, kept_B)  # what is thrown away has no say in any mean
+                batch.note("advantage", advantage_B)
                 counted_B = kept_B & ~batch.cut_B if config.overlong_filter else kept_B
                 loss = partial(
                     policy_loss,

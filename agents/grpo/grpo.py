@@ -50,6 +50,7 @@ class GRPO(PolicyGradient):
                 batch = sample(step, training.episodes // config.group_size)
                 batch = self.penalise(batch, reference)
                 advantage_B = compare_in_groups(batch, config)
+                batch.note("advantage", advantage_B)
                 loss = partial(
                     policy_loss,
                     config=config,

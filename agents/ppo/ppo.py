@@ -161,12 +161,14 @@ class PPO(PolicyGradient):
                     lam=config.gae_lambda,
                     last_value_B=self.values_after_the_end(batch),
                 )
+                advantage_BT = whiten(advantage_BT, learned_BT)
+                batch.note("advantage", advantage_BT)
                 policy_moves = step >= config.critic_warmup_steps
                 critic.detached = not policy_moves
                 loss = partial(
                     ppo_loss,
                     config=config,
-                    advantage_BT=whiten(advantage_BT, learned_BT),
+                    advantage_BT=advantage_BT,
                     old_value_BT=value_BT,
                     return_BT=return_BT,
                     policy_moves=policy_moves,

@@ -110,6 +110,7 @@ class RAFT(PolicyGradient):
                 batch = sample(step, training.episodes // config.group_size)
                 batch = self.penalise(batch, reference)
                 advantage_B = rejection_advantages(batch, config)
+                batch.note("advantage", advantage_B)
                 learned_B, accepted = advantage_B != 0, int((advantage_B > 0).sum())
                 loss = partial(
                     supervised_loss if config.variant == "raft" else policy_loss,

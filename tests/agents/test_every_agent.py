@@ -464,6 +464,32 @@ def test_the_logged_reward_is_that_of_the_stored_episodes(new, agent_class):
             assert row["return"] == pytest.approx(sum(row["reward"]))
 
 
+@over(SAMPLING)
+def test_a_stored_episode_has_what_learning_saw_of_its_tokens(new, agent_class):
+    changes = {"critic_warmup_steps": 0} if agent_class is PPO else {}
+    sizes = {"learning_rate": 1e-2, "kl_reward_coef": 0.1, "updates_per_batch": 1, "epochs_per_batch": 1}
+    agent = new(agent_class, "textenv/ProbeLength-v0", **sizes | changes).learn()
+    lines = metrics_of(agent.config.run_dir)
+    rows = [(line, row) for line in lines for row in episodes_of(agent.config.run_dir, line["step"])]
+    learned = [(line, row) for line, row in rows if "ratio" in row]
+    assert len(learned) == pytest.approx(sum(line["trained_share"] for line in lines) / len(lines) * len(rows))
+    for line, row in rows:
+        for name in {"advantage", "entropy", "ratio", "kl"} & row.keys():
+            assert len(row[name]) == len(row["tokens"])
+            assert not any(value for value, source in zip(row[name], row["source"], strict=True) if source != 2)
+        if line["step"] == 1:
+            assert not any(row["kl"])
+    sampled = [(row, at) for _, row in learned for at, source in enumerate(row["source"]) if source == 2]
+    # Learned from once, a token's ratio is 1 but for the engine's rounding, and the entropy is that of the step's metrics.
+    assert [row["ratio"][at] for row, at in sampled] == pytest.approx([1.0] * len(sampled), abs=1e-3)
+    first = [
+        row["entropy"][at] for line, row in learned if line["step"] == 1 for at, s in enumerate(row["source"]) if s == 2
+    ]
+    assert np.mean(first) == pytest.approx(lines[0]["entropy"], abs=1e-3)
+    assert any(row["kl"][at] for row, at in sampled)
+    assert all(row["advantage"][at] for row, at in sampled if agent_class is GRPO)
+
+
 register("normalised_exact", Normalised("exact", center=False))
 BROKEN_OFF = {
     "grpo": (GRPO, {"kl_loss_coef": 0.1, "kl_target": 1e-3, "updates_per_batch": 2}),
