@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.core.boards import check_boards
 from agents.core.config import TINY, AgentConfig
 from agents.core.critic import Critic
 from agents.core.engines.base import Sampling
@@ -112,6 +113,7 @@ class Agent:
 
     def check_before_loading(self) -> None:
         """Refuse what an agent cannot do, before its model loads."""
+        check_boards()
         check_engine(self.config.engine)
         if self.config.engine.startswith("vllm") and self.config.model == TINY:
             raise ValueError(

@@ -6,7 +6,7 @@
     metrics.jsonl          a line a step
     rollouts/000042.jsonl.gz   the episodes of that step
     checkpoints/000100/    a transformers model folder, and the optimiser's state
-    tensorboard/           the metrics, for TensorBoard
+    tensorboard/           the metrics, for TensorBoard; and wandb/, for Weights & Biases, where WANDB_PROJECT is set
     evaluation_before.json, evaluation_after.json   on held-out problems
 
 ``metrics.jsonl`` grows by lines. All else appears whole or not at all: it is written beside its place and renamed into it once
@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agents.core.boards import ID_FILE, Boards
 from agents.core.learner import Learner
 from agents.core.policy import Policy
 from agents.core.sources import checkpoints
@@ -38,6 +39,7 @@ from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
 SCHEMA = 1
+BOARDS = ("tensorboard", "wandb", ID_FILE)
 STATE_FILE = "state.json"
 BEHAVIOUR_FILE = "behaviour.safetensors"
 """In a checkpoint, the weights that the batch of the next step is sampled with, where they are not the policy's."""
@@ -69,7 +71,7 @@ class Run:
             # A start that failed may have left one, of other settings.
             (self.folder / "evaluation_before.json").unlink(missing_ok=True)
             _write_text(self.folder / "config.json", json.dumps(self.config, indent=2))
-        self._board: Any = None
+        self._boards: Boards | None = None
         self._first_step = 1
         self._disk = ThreadPoolExecutor(1)
         """waits for the disk, while training goes on"""
@@ -81,15 +83,9 @@ class Run:
         line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
-        self._tensorboard().add_summary(scalars(metrics), step)
-
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._first_step)
-            self._board = writer.file_writer  # takes all scalars of a step at once
-        return self._board
+        if self._boards is None:
+            self._boards = Boards(self.folder, self.config, self._first_step)
+        self._boards.log(step, metrics)
 
     def log_rollout(self, step: int, trajectories: Trajectories) -> None:
         """Keep the episodes of a step, a JSON line each; a thread waits for the disk.
@@ -172,8 +168,8 @@ class Run:
         Raises:
             OSError: some of it could not be written.
         """
-        if self._board is not None:
-            self._board.close()
+        if self._boards is not None:
+            self._boards.close()
         self._disk.shutdown()
         for done in self._under_way:
             done.result()
@@ -213,13 +209,6 @@ def to_json(content: Any, indent: int | None = None) -> str:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else repr(value)
-
-
-def scalars(metrics: Mapping[str, float]) -> Any:
-    """The metrics of a step as one event for TensorBoard."""
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-
-    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
 
 
 def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
@@ -265,7 +254,7 @@ def _rounded(x_BT: Tensor, sampled_BT: Tensor) -> list[list[float]]:
 
 def _never_started(folder: Path) -> bool:
     """Whether a run there ended before its first step was kept, so that nothing is lost by starting anew."""
-    early = {"config.json", "config.json.new", "rollouts", "checkpoints", "evaluation_before.json", "tensorboard"}
+    early = {"config.json", "config.json.new", "rollouts", "checkpoints", "evaluation_before.json", *BOARDS}
     kept = [*folder.glob("rollouts/*"), *folder.glob("checkpoints/*")]
     return (folder / "rollouts").is_dir() and {path.name for path in folder.iterdir()} <= early and not kept
 
