@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rich.markup import escape
@@ -11,6 +13,8 @@ from rich.table import Table
 
 from benchmarks.conform.cases import Lacks, Refused, Remembering, Trainer
 from benchmarks.conform.checks import CHECKS, ELSEWHERE, Check, Fault
+from benchmarks.harness.records import file_name
+from benchmarks.measure import machine
 
 Verdict = Literal["pass", "FAIL", "by choice", "n.a."]
 SHOWN: dict[Verdict, str] = {
@@ -79,6 +83,22 @@ def reasons(findings: Sequence[Finding]) -> Iterator[str]:
         for (number, other, why), trainers in sorted(lines.items(), key=lambda line: line[0][0]):
             if other == verdict:
                 yield f"{SHOWN[verdict]} {number}, {', '.join(trainers)}: {escape(why)}"
+
+
+def keep(trainer: str, findings: Sequence[Finding], results: Path) -> Path:
+    """Keep a trainer's card in a folder of results, as ``cards/NAME.json``, and with it what it was made with."""
+    card = {
+        "trainer": trainer,
+        "machine": machine(),
+        "findings": [
+            {"trap": one.check.number, "promise": one.check.promise, "verdict": one.verdict, "why": one.why}
+            for one in findings
+        ],
+    }
+    path = results / "cards" / f"{file_name(trainer)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(card, indent=1))
+    return path
 
 
 def footer() -> Iterator[str]:

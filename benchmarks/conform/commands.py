@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,21 +18,27 @@ VARIANTS = {"raft++": ("raft", {"variant": "raft++"})}
 TRL = {"trl-grpo": "benchmarks.conform.trl:GRPO", "trl-rloo": "benchmarks.conform.trl:RLOO"}
 
 
-def conform(names: tuple[str, ...] = ("all",), /, *, trainer: tuple[str, ...] = ()) -> None:
+def conform(
+    names: tuple[str, ...] = ("all",), /, *, trainer: tuple[str, ...] = (), results: Path | None = None
+) -> None:
     """Check trainers for the silent faults of others, and print a score card; exit status 1 if one has any.
 
     Args:
         names: agents, trl-grpo, trl-rloo, adapters of installed packages, or all of them.
         trainer: further adapters, as module:Class.
+        results: a folder that keeps the card of each, for a report.
     """
-    from benchmarks.conform.card import card, examine, footer, reasons
+    from benchmarks.conform.card import card, examine, footer, keep, reasons
 
     adapters = [*(find_trainer(name) for name in _expand(names, trainer)), *(_load(path) for path in trainer)]
     console = Console(highlight=False)
     findings = []
     for adapter in adapters:
         with console.status(f"checking {adapter.name}"):
-            findings += examine(adapter)
+            found = examine(adapter)
+        if results is not None:
+            keep(adapter.name, found, results)
+        findings += found
     console.print(card(findings))
     for line in (*reasons(findings), *footer()):
         console.print(line, soft_wrap=True)

@@ -1,5 +1,7 @@
 """The score card: what is found of a trainer, how it is shown, and TRL's."""
 
+import json
+
 import pytest
 import tyro
 from rich.console import Console
@@ -87,6 +89,19 @@ def test_the_command_takes_a_trainer_by_module_and_fails_with_it(capsys):
         tyro.cli(conform, args=["--trainer", f"{__name__}:Absent"])
     assert stop.value.code == 1
     assert "no such cut" in capsys.readouterr().out
+
+
+def test_the_card_of_each_trainer_is_kept_in_a_folder_of_results(tmp_path, capsys):
+    paths = tuple(f"{__name__}:{name}" for name in ("Absent", "Lenient"))
+    with pytest.raises(SystemExit):
+        conform(trainer=paths, results=tmp_path)
+    cards = [json.loads(path.read_text()) for path in sorted((tmp_path / "cards").iterdir())]
+    assert [card["trainer"] for card in cards] == ["absent", "lenient"]
+    for kept in cards:
+        found = {finding["trap"]: (finding["promise"], finding["verdict"]) for finding in kept["findings"]}
+        assert found.keys() == {check.number for check in CHECKS}
+        assert found[6][1] == "FAIL"
+        assert "Python" in kept["machine"]
 
 
 def test_every_agent_that_samples_can_be_named_and_others_are_refused():
