@@ -6,6 +6,8 @@ import difflib
 import inspect
 import math
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -190,6 +192,7 @@ def evaluate(
     seed: int = 0,
     split: Literal["train", "eval"] = "eval",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    engine: str = "native",
     options: Options = {},  # noqa: B006
     json_file: Path | None = None,
 ) -> None:
@@ -205,34 +208,36 @@ def evaluate(
         seed: of problems and sampling.
         split: which problems.
         device: where the model runs; "auto" takes a GPU when there is one.
+        engine: what generates, with its options after its name: native, vllm, vllm_server.
         options: options of the environment.
         json_file: also write the figures here.
     """
-    from agents.core.best_of import check_best_of, evaluate_best_of
+    from agents.core.best_of import BestOfEvaluation, check_best_of, evaluate_best_of
     from agents.core.evaluate import evaluate as measure
     from agents.core.run import to_json
 
     if temperature is None:
         temperature = 0.0 if best_of == 1 else 1.0
     check_best_of(best_of, temperature)
-    rollout = _rollout(env_id, model, device, seed, split, options)
     how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
     console = Console(highlight=False)
     evaluation: Evaluation | BestOfEvaluation
-    if best_of == 1:
-        evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
-        title = f"{env_id}, {evaluation.episodes} problems of {split}, {how}, with 95 % intervals"
-        console.print(_figures_table(evaluation, title))
-        console.print(_samples_table(evaluation))
-    else:
-        evaluation = evaluate_best_of(rollout, episodes, best_of, temperature=temperature, seed=seed)
-        title = f"{env_id}, {evaluation.problems} problems of {split}, {how}, with 95 % intervals over problems"
-        console.print(_best_of_table(evaluation, title))
-        if evaluation.ungraded:
-            console.print(
-                f"{evaluation.ungraded} of {evaluation.problems * best_of} completions could not be graded and are left "
-                "out; a problem counts as far as its graded ones go"
-            )
+    with _rollout(env_id, model, device, engine, seed, split, options) as rollout:
+        if best_of == 1:
+            evaluation = measure(rollout, episodes, temperature=temperature, seed=seed)
+            title = f"{env_id}, {evaluation.episodes} problems of {split}, {how}, with 95 % intervals"
+            tables = [_figures_table(evaluation, title), _samples_table(evaluation)]
+        else:
+            evaluation = evaluate_best_of(rollout, episodes, best_of, temperature=temperature, seed=seed)
+            title = f"{env_id}, {evaluation.problems} problems of {split}, {how}, with 95 % intervals over problems"
+            tables = [_best_of_table(evaluation, title)]
+    for table in tables:
+        console.print(table)
+    if isinstance(evaluation, BestOfEvaluation) and evaluation.ungraded:
+        console.print(
+            f"{evaluation.ungraded} of {evaluation.problems * best_of} completions could not be graded and are left "
+            "out; a problem counts as far as its graded ones go"
+        )
     if json_file is not None:
         json_file.write_text(to_json(asdict(evaluation), indent=2))
 
@@ -265,6 +270,7 @@ def generate(
     seed: int = 0,
     split: Literal["train", "eval"] = "eval",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    engine: str = "native",
     options: Options = {},  # noqa: B006
     out: Path | None = None,
 ) -> None:
@@ -279,13 +285,14 @@ def generate(
         seed: of problems and sampling.
         split: which problems.
         device: where the model runs; "auto" takes a GPU when there is one.
+        engine: what generates, with its options after its name: native, vllm, vllm_server.
         options: options of the environment.
         out: write the episodes here as JSON lines, tokens and log-probabilities included, instead of showing them.
     """
     from agents.core.run import episode_rows, to_json
 
-    rollout = _rollout(env_id, model, device, seed, split, options)
-    batch = rollout.collect(0, prompts, group_size, temperature=temperature, seed=(seed,))
+    with _rollout(env_id, model, device, engine, seed, split, options) as rollout:
+        batch = rollout.collect(0, prompts, group_size, temperature=temperature, seed=(seed,))
     if out is not None:
         out.write_text("".join(to_json(row) + "\n" for row in episode_rows(batch)))
         print(f"{len(batch)} episodes in {out}")
@@ -299,11 +306,14 @@ def generate(
     Console(highlight=False).print(table)
 
 
-def _rollout(env_id: str, model: str, device: str, seed: int, split: str, options: dict[str, str]) -> Any:
-    """A rollout of a saved model; the environment is checked before the model loads."""
+@contextmanager
+def _rollout(
+    env_id: str, model: str, device: str, engine: str, seed: int, split: str, options: dict[str, str]
+) -> Iterator[Any]:
+    """A rollout of a saved model; the environment and the engine are checked before the model loads."""
     from agents.core.agent import check_task, pick_device
     from agents.core.config import TINY
-    from agents.core.engines.native import NativeEngine
+    from agents.core.engines.make import check_engine, make_engine
     from agents.core.models import load_model
     from agents.core.rollout import Rollout
     from agents.core.sources import find_model, validate_model_source
@@ -312,9 +322,14 @@ def _rollout(env_id: str, model: str, device: str, seed: int, split: str, option
     if model == TINY:
         raise ValueError(f'the model "{TINY}" is made when training starts; give the folder of a run instead')
     task = make_task(env_id, **parse_options(options))
+    check_engine(engine)
     source = find_model(model)
     validate_model_source(source)
     tokenizer = load_tokenizer(source)
     check_task(task, tokenizer)
     policy = load_model(source, tokenizer, pick_device(device))
-    return Rollout(task, NativeEngine(policy), policy, seed=seed, split=split)
+    generates = make_engine(engine, policy)
+    try:
+        yield Rollout(task, generates, policy, seed=seed, split=split)
+    finally:
+        generates.close()

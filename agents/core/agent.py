@@ -122,7 +122,7 @@ class Agent:
             )
         device = pick_device(self.config.device)
         check_precision(self.config.precision, device)
-        check_save_memory(self.config.save_memory, device, None)
+        check_save_memory(self.config.save_memory, device)
         if self.config.lora_rank:
             check_lora_installed()
 

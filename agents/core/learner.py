@@ -96,7 +96,7 @@ class Learner:
         save_memory: SaveMemory = "no",
     ) -> None:
         check_precision(precision, policy.device)
-        check_save_memory(save_memory, policy.device, critic)
+        check_save_memory(save_memory, policy.device, adapts=isinstance(critic, AdapterCritic))
         self.policy, self.critic = policy, critic
         self.max_grad_norm = max_grad_norm
         self.tokens_per_microbatch = tokens_per_microbatch
@@ -420,15 +420,15 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         )
 
 
-def check_save_memory(save_memory: SaveMemory, device: torch.device, critic: Critic | None) -> None:
-    """Raises ValueError: there is no such way, or it does nothing on this device, or not with this critic."""
+def check_save_memory(save_memory: SaveMemory, device: torch.device, *, adapts: bool = False) -> None:
+    """Raises ValueError: there is no such way, it does nothing on this device, or the critic adapts the policy's layers."""
     if save_memory not in ("no", "recompute", "offload"):
         raise ValueError(f"save_memory must be 'no', 'recompute' or 'offload', got {save_memory!r}")
     if save_memory == "offload" and device.type == "cpu":
         raise ValueError(
             "save_memory 'offload' keeps in the CPU's memory what a GPU need not hold; on a CPU use 'recompute'"
         )
-    if save_memory != "no" and isinstance(critic, AdapterCritic):
+    if save_memory != "no" and adapts:
         raise ValueError(
             f"save_memory {save_memory!r} computes layers again after their forward pass, when the critic's adapter is no "
             "longer active; use another critic than \"lora\", or save_memory 'no' and smaller micro-batches"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from agents.core.advantages import gae, whiten
-from agents.core.agent import load_policy, pick_tokenizer
+from agents.core.agent import load_policy, pick_device, pick_tokenizer
 from agents.core.config import require
 from agents.core.critic import (
     AdapterCritic,
@@ -31,7 +31,7 @@ from agents.core.critic import (
     critic_from_reward_model,
 )
 from agents.core.kl import adapt_penalty_coef
-from agents.core.learner import Beside, Scored
+from agents.core.learner import Beside, Scored, check_save_memory
 from agents.core.losses import Denominators, aggregate, value_loss
 from agents.core.policy_gradient import PolicyGradient, PolicyGradientConfig, Weigh, policy_loss
 from agents.core.sources import find_model
@@ -125,6 +125,7 @@ class PPO(PolicyGradient):
     def check_before_loading(self) -> None:
         super().check_before_loading()
         config, task = self.config, self.task
+        check_save_memory(config.save_memory, pick_device(config.device), adapts=config.critic == "lora")
         if config.critic not in OWN_CRITICS:
             check_reward_model_fits(find_model(config.critic), pick_tokenizer(task, config), task.max_tokens)
         if config.ptx_file is not None:

@@ -8,6 +8,7 @@ import gymnasium
 import pytest
 
 from agents import warmup
+from agents.core.engines.native import NativeEngine
 from textenv import registry
 from textenv.cli import main
 
@@ -63,6 +64,22 @@ def test_generate_keeps_episodes_with_tokens_and_logprobs(fresh_model, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == [0, 0, 0, 1, 1, 1]
     assert all(len(row["tokens"]) == len(row["logp"]) == len(row["source"]) for row in rows)
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_the_engine_that_is_named_is_the_one_that_answers_and_it_is_closed(command, fresh_model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(NativeEngine, "close", lambda self: seen.append(self.max_rows))
+    model = fresh_model("textenv/ProbeOneHot-v0")
+    main([command, "textenv/ProbeOneHot-v0", "--model", model, "--engine", "native max_rows 3"])
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_an_engine_that_there_is_not_is_refused_before_a_model_is_looked_for(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "textenv/ProbeOneHot-v0", "--model", "no/such-model", "--engine", "nativ"])
+    assert "no engine 'nativ'; did you mean 'native'?" in capsys.readouterr().err
 
 
 def test_evaluate_writes_its_figures(fresh_model, tmp_path):

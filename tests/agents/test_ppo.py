@@ -721,6 +721,7 @@ def only_sequences():
         ("{env} --critic nowhere", "critic must be 'shared', 'separate', 'lora', a folder or a hub name (owner/name)"),
         ("{env} --critic ./nowhere", "there is none at './nowhere'"),
         ("{env} --critic lora", 'critic "lora" must be used with lora_rank above 0'),
+        ("{env} --critic lora --lora-rank 2 --save-memory recompute", "save_memory 'recompute' computes layers again"),
         ("{env} --kl-target 6", "kl_reward_coef must be above 0 when there is a kl_target"),
         ("{env} --kl-reward-coef -1", "kl_reward_coef must be 0 or more"),
         ("{env} --kl-step-target 0.01 --clip-ratio-max 3", "clip_ratio_max must be left out with kl_step_target"),
