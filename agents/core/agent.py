@@ -26,7 +26,7 @@ from agents.core.models import check_model_fits, load_model
 from agents.core.policy import Policy, Scorer
 from agents.core.rollout import Rollout, generate
 from agents.core.run import STATE_FILE, check_run_folder
-from agents.core.sources import checkpoints, find_model, validate_model_source
+from agents.core.sources import find_model, newest_checkpoint, validate_model_source
 from agents.core.training import Callback, Training
 from rewards import as_reward
 from rewards.options import parse_options
@@ -70,7 +70,7 @@ class Agent:
         run_dir = self.config.run_dir
         if run_dir is not None:
             check_run_folder(run_dir, resume=resume)
-        checkpoint = checkpoints(run_dir)[-1] if resume and run_dir is not None and checkpoints(run_dir) else None
+        checkpoint = newest_checkpoint(run_dir) if resume and run_dir is not None else None
         self.resumed, self.checkpoint = resume, checkpoint
         self.task = make_task(env_id, **task_options(self.config))
         self._reward_at_start = as_reward(self.task.reward)

@@ -15,6 +15,7 @@ it is on disk. Rollouts and checkpoints wait for that in a thread, in the order 
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import math
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -34,12 +35,13 @@ from torch import Tensor
 from agents.core.boards import ID_FILE, Boards
 from agents.core.learner import Learner
 from agents.core.policy import Policy
-from agents.core.sources import checkpoints
+from agents.core.sources import SUMS_FILE, checkpoints, checksums
 from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
 SCHEMA = 1
 BOARDS = ("tensorboard", "wandb", ID_FILE)
+LOCK_FILE = "lock"
 STATE_FILE = "state.json"
 BEHAVIOUR_FILE = "behaviour.safetensors"
 """In a checkpoint, the weights that the batch of the next step is sampled with, where they are not the policy's."""
@@ -63,6 +65,7 @@ class Run:
         self.folder = Path(folder)
         self.config = {"schema": SCHEMA, **json.loads(to_json(config))}
         check_run_folder(self.folder, resume=resume)
+        self._lock = lock(self.folder)
         if resume:
             _check_same(read_config(self.folder), self.config)
         else:
@@ -134,6 +137,7 @@ class Run:
         return folder
 
     def _finish_checkpoint(self, new: Path, folder: Path) -> None:
+        (new / SUMS_FILE).write_text(json.dumps(checksums(new), indent=1))
         _put_in_place(new, folder)
         for old in checkpoints(self.folder)[:-2]:
             shutil.rmtree(old)
@@ -156,6 +160,9 @@ class Run:
         for rollout in (self.folder / "rollouts").glob("*.jsonl.gz"):
             if int(rollout.name.split(".")[0]) > step:
                 rollout.unlink()
+        for damaged in checkpoints(self.folder):
+            if int(damaged.name) > step:
+                shutil.rmtree(damaged)
         self._first_step = step + 1
 
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -171,6 +178,7 @@ class Run:
         if self._boards is not None:
             self._boards.close()
         self._disk.shutdown()
+        self._lock.close()
         for done in self._under_way:
             done.result()
 
@@ -186,15 +194,32 @@ def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
     held = folder / "config.json"
     if resume and not (held.exists() and "agent" in read_config(folder)):
         raise ValueError(f"no run to resume in {folder}; give the folder that a run printed as its own")
-    if not resume and folder.exists() and any(folder.iterdir()) and not _never_started(folder):
+    there = {path.name for path in folder.iterdir()} - {LOCK_FILE} if folder.exists() else set()
+    if not resume and there and not _never_started(folder):
         what = "another run" if held.exists() else "other files"
         raise ValueError(f"{folder} holds {what}; choose another --run-dir, or go on with it by --resume")
-    folder.mkdir(parents=True, exist_ok=True)
+    lock(folder).close()
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise OSError(
             f"only {free // 2**20} MiB free on the disk of {folder}; a run needs at least 64, so free some first"
         )
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold a run's folder, which is made if need be, until what is returned is closed, or this process ends, however it does.
+
+    Raises:
+        OSError: another process holds it; or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK_FILE).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OSError(f"another training is at work in {folder}; wait for it, or choose another --run-dir") from None
+    return file
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -254,7 +279,7 @@ def _rounded(x_BT: Tensor, sampled_BT: Tensor) -> list[list[float]]:
 
 def _never_started(folder: Path) -> bool:
     """Whether a run there ended before its first step was kept, so that nothing is lost by starting anew."""
-    early = {"config.json", "config.json.new", "rollouts", "checkpoints", "evaluation_before.json", *BOARDS}
+    early = {"config.json", "config.json.new", "rollouts", "checkpoints", "evaluation_before.json", LOCK_FILE, *BOARDS}
     kept = [*folder.glob("rollouts/*"), *folder.glob("checkpoints/*")]
     return (folder / "rollouts").is_dir() and {path.name for path in folder.iterdir()} <= early and not kept
 

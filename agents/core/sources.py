@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
+
+SUMS_FILE = "checksums.json"
+"""In a checkpoint, what each of its other files hashes to."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -34,9 +39,58 @@ def validate_model_source(source: str | Path) -> str:
 
 
 def find_model(source: str | Path) -> str | Path:
-    """The model folder that ``source`` means: the newest checkpoint if it is a run's folder, else ``source`` itself."""
-    saved = checkpoints(source)
-    return saved[-1] if saved else source
+    """The model folder that ``source`` means: the newest whole checkpoint if it is a run's folder, else ``source`` itself.
+
+    Raises:
+        ValueError: none of the run's checkpoints is whole.
+    """
+    return newest_checkpoint(source) or source
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint of a run whose files are what they were when it was kept; None if there is none at all.
+
+    Each newer one that is damaged is named on stdout.
+
+    Raises:
+        ValueError: all of them are damaged.
+    """
+    kept = checkpoints(folder)
+    for checkpoint in reversed(kept):
+        damage = damage_of(checkpoint)
+        if damage is None:
+            return checkpoint
+        print(f"the checkpoint {checkpoint} is damaged and left aside: {damage}", flush=True)
+    if kept:
+        raise ValueError(
+            f"no checkpoint of {folder} is whole ({', '.join(path.name for path in kept)} are damaged); bring one back from a "
+            "copy, or train anew with another --run-dir"
+        )
+    return None
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Of every file in a folder, by name: SHA-256."""
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != SUMS_FILE}
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Of one that was kept without checksums nothing is known."""
+    path = checkpoint / SUMS_FILE
+    if not path.exists():
+        return None
+    try:
+        wanted = json.loads(path.read_text())
+    except ValueError:
+        return f"{SUMS_FILE} cannot be read"
+    found = checksums(checkpoint)
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    return f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not as it was kept" if wrong else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +50,9 @@ class Training:
 
     Each step has its learning rate set; each logged step is kept, and on disk by the end. ``step`` counts the logged steps,
     ``episodes`` the episodes that they played; ``before`` and ``after`` hold the evaluations.
+
+    Ctrl-C and SIGTERM let the step under way finish, and leave a checkpoint. Then the one is raised as KeyboardInterrupt, the
+    other as SystemExit.
     """
 
     def __init__(self, agent: Agent, total_episodes: int, callback: Callback | None) -> None:
@@ -68,6 +73,10 @@ class Training:
         self.run = Run(folder, described, resume=agent.resumed)
         self.run.forget_after(agent.start)
         self._line = LiveLine(agent.name, total_episodes)
+        self._signal: signal.Signals | None = None
+        """that asked for the end"""
+        self._handlers: dict[int, Any] = {}
+        """of signals, from before"""
         self._log_seconds = 0.0
         """that the step before took to be written"""
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -82,8 +91,23 @@ class Training:
             self.callback.start(self)
         self.before = self._evaluate_once("before")
         self._started = time.monotonic()
+        self._listen()
         self._line.__enter__()
         return self
+
+    def _listen(self) -> None:
+        """Let Ctrl-C and SIGTERM end the training after the step under way; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # where Python takes no signals
+
+        def finish_step(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = signal.Signals(number)
+            print(f"\n{self._signal.name}: finishing the step under way; once more stops at once", flush=True)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, finish_step)
 
     def __iter__(self) -> Iterator[int]:
         config = self.agent.config
@@ -93,8 +117,14 @@ class Training:
             self.agent.clock.take()  # of evaluations since the last step
             self._step_started = time.perf_counter()
             yield self.step
+            if self._signal is not None:
+                break
         if self.step > self._saved:
             self._save_checkpoint()
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
 
     @property
     def episodes(self) -> int:
@@ -150,6 +180,8 @@ class Training:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._line.__exit__(kind, error, trace)
         self.seconds = time.monotonic() - self._started
         if error is not None:
