@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def embedded_policy(env_id: str, task: Task, tokenizer: Tokenizer, *, seed: int,
     warm_up(policy, task, seed=seed)
     new = folder.with_name(f"{folder.name}.{os.getpid()}")
     policy.save(new)
-    os.replace(new, folder)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(new)  # another process has made the same model meanwhile
     return policy
 
 

@@ -66,7 +66,7 @@ def shown_help(capsys, *arguments):
 
 def test_every_command_it_names_exists(capsys):
     names = {command[0] for command in COMMANDS}
-    expected = "bench check conform evaluate fit generate judge list play profile score train"
+    expected = "bench check conform evaluate fit generate judge list play profile replay report score train watch"
     assert names == set(expected.split())
     for name in names:
         assert name in shown_help(capsys, name)

@@ -36,6 +36,22 @@ def test_it_ends_with_something_right_and_is_kept(monkeypatch):
     assert torch.equal(weights(first), weights(warmed()))
 
 
+def test_two_that_make_the_same_model_at_once_leave_one(tmp_path, monkeypatch):
+    teach = warmup.warm_up
+
+    def teach_beside_another(*arguments, **options):
+        monkeypatch.setattr(warmup, "warm_up", teach)
+        monkeypatch.setattr(warmup.os, "getpid", lambda: 2)
+        warmed()
+        teach(*arguments, **options)
+
+    monkeypatch.setattr(warmup, "warm_up", teach_beside_another)
+    first = warmed()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert torch.equal(weights(first), weights(warmed()))
+    assert (kept / "config.json").exists()
+
+
 def test_another_seed_or_task_is_another_model():
     first = weights(warmed())
     assert not torch.equal(first, weights(warmed(seed=1)))

@@ -13,7 +13,7 @@ from agents.core.engines.base import Sampling
 from agents.core.engines.native import NativeEngine
 from agents.core.learner import Learner
 from agents.grpo import GRPO
-from benchmarks.commands import bench
+from benchmarks.commands import speed
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import learner as gpu_learner
 from benchmarks.gpu import step as gpu_step
@@ -71,7 +71,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_name():
     with pytest.raises(
         ValueError, match="no part 'genration'; did you mean generation\\? there are generation, step, "
     ):
-        bench("speed", only=("step", "genration"))
+        speed(only=("step", "genration"))
     with pytest.raises(ValueError, match="no part 'learn'; did you mean learner\\?"):
         gpu.main(only=("learn",), device="cpu")
 
@@ -79,7 +79,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_name():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="torch finds no GPU"):
-        bench("speed", device="cuda")
+        speed(device="cuda")
     with pytest.raises(ValueError, match="torch finds no GPU"):
         gpu.main(out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -88,18 +88,18 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize("setting", ["rounds", "threads"])
 def test_nothing_is_measured_less_than_once(setting):
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
-        bench("speed", **{setting: 0})
+        speed(**{setting: 0})
 
 
 def test_a_file_without_a_folder_is_refused_before_anything_is_measured(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*missing to write speed\.md to"):
-        bench("speed", out=tmp_path / "missing" / "speed.md")
+        speed(out=tmp_path / "missing" / "speed.md")
 
 
 def test_tables_are_shown_and_kept_with_command_and_machine(tmp_path, capsys, monkeypatch, alone):
     monkeypatch.setattr(sys, "argv", ["textenv", "bench", "speed", "--only", "packing"])
     out = tmp_path / "speed.md"
-    bench("speed", only=("packing", "sync"), rounds=1, quick=True, out=out)
+    speed(only=("packing", "sync"), rounds=1, quick=True, out=out)
     printed, written = capsys.readouterr().out, out.read_text()
     assert written.startswith("`textenv bench speed --only packing`\n\n2")
     assert ", threads 1\n" in written
@@ -396,7 +396,7 @@ def test_completions_of_the_saved_model_end_as_often_as_wanted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", suite.PARTS)
 def test_a_part_runs_at_toy_size(part, tmp_path):
-    bench("speed", only=(part,), rounds=1, quick=True, out=tmp_path / "speed.md")
+    speed(only=(part,), rounds=1, quick=True, out=tmp_path / "speed.md")
     assert "\n## " in (tmp_path / "speed.md").read_text()
 
 
