@@ -94,7 +94,7 @@ def _agent_class(name: str) -> type[Agent]:
     return agents[name].load()
 
 
-def _resume(arguments: list[str]) -> tuple[Agent, Together]:
+def _resume(arguments: list[str]) -> tuple[Agent, Together, int | None]:
     from agents.core.monitors import watch
     from agents.core.run import check_run_folder, read_config
 
@@ -107,14 +107,14 @@ def _resume(arguments: list[str]) -> tuple[Agent, Together]:
     agent_class = _agent_class(described["agent"])
     config = agent_class.config_class(**described["settings"], run_dir=arguments[0])
     monitors = watch(described.get("monitors", []))
-    return agent_class(described["env"], config, resume=True), monitors
+    return agent_class(described["env"], config, resume=True), monitors, described.get("total_episodes")
 
 
-def _show(agent: Agent, monitors: Together) -> None:
+def _show(agent: Agent, monitors: Together, total_episodes: int | None = None) -> None:
     """Train, then tell what came of it."""
     console = Console(highlight=False)
     try:
-        training = agent.learn(callback=monitors).last_training
+        training = agent.learn(total_episodes, callback=monitors).last_training
     finally:
         agent.close()
     assert training is not None

@@ -106,7 +106,7 @@ def _print_map(commands: dict[str, EntryPoint]) -> None:
 
 
 def _order(name: str) -> tuple[int, str]:
-    usual = ["list", "play", "check", "profile", "train", "evaluate", "generate", "score", "fit", "judge"]
+    usual = ["list", "play", "check", "profile", "train", "evaluate", "generate", "replay", "score", "fit", "judge"]
     return (usual.index(name) if name in usual else len(usual), name)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.core.doctor import check_alarms
+
 TINY = "tiny"
 
 
@@ -68,6 +70,11 @@ class AgentConfig:
     """Steps between checkpoints; the last step always leaves one."""
     run_dir: str | None = None
     """Where the run is kept; default runs/AGENT-ENVIRONMENT-TIME."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What follows when a rule of agents/core/doctor.py finds something wrong: a warning, or also the end of the training with
+    that step."""
+    alarms: Annotated[dict[str, float], tyro.conf.arg(metavar="RULE THRESHOLD ...")] = field(default_factory=dict)
+    """Thresholds of these rules, e.g. cut_answers 0.5 length inf; inf turns one off."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -82,6 +89,7 @@ class AgentConfig:
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.seed < 2**32, "seed", "below 2**32", self.seed)
         require(0 <= self.max_ungraded < 1, "max_ungraded", "from 0 to below 1", self.max_ungraded)
+        check_alarms(self.alarms)
         require(self.max_grad_norm > 0, "max_grad_norm", "more than 0", self.max_grad_norm)
         require(
             self.learning_rate is None or self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from agents.core.critic import AdapterCritic, Critic
 from agents.core.head import KEPT
@@ -176,8 +177,7 @@ class Learner:
     def _optimise(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Change the weights. All metrics as numbers, fetched from the device at once."""
         groups = self.optimizer.param_groups
-        # Long gradients are scaled down, the policy's and the critic's each on its own.
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm) for group in groups]
+        norms = [get_total_norm([p.grad for p in group["params"] if p.grad is not None]) for group in groups]
         norms = [norm.to(self.policy.device) for norm in norms]  # that of no gradient at all is on the CPU
         names = ["grad_norm", "critic_grad_norm"][: len(norms)]
         values = torch.stack([*norms, *sums.values()]).tolist()
@@ -188,6 +188,9 @@ class Learner:
                     f"the gradient's norm is {metrics[name]} at a loss of {metrics['loss']}; the weights were left as they "
                     "were. Lower the learning rate, or use float32"
                 )
+        # Long gradients are scaled down, the policy's and the critic's each on its own.
+        for group, norm in zip(groups, norms, strict=True):
+            clip_grads_with_norm_(group["params"], self.max_grad_norm, norm)
         if self.offloads:
             self._move_state(self.policy.device)
         self.optimizer.step()

@@ -4,13 +4,14 @@
 
     config.json            what was run: agent, environment, settings, versions
     metrics.jsonl          a line a step
+    alarms.jsonl           what looked wrong, if anything did
     rollouts/000042.jsonl.gz   the episodes of that step
     checkpoints/000100/    a transformers model folder, and the optimiser's state
     tensorboard/           the metrics, for TensorBoard; and wandb/, for Weights & Biases, where WANDB_PROJECT is set
     evaluation_before.json, evaluation_after.json   on held-out problems
 
-``metrics.jsonl`` grows by lines. All else appears whole or not at all: it is written beside its place and renamed into it once
-it is on disk. Rollouts and checkpoints wait for that in a thread, in the order in which they were kept.
+``metrics.jsonl`` and ``alarms.jsonl`` grow by lines. All else appears whole or not at all: it is written beside its place and
+renamed into it once it is on disk. Rollouts and checkpoints wait for that in a thread, in the order in which they were kept.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agents.core.boards import ID_FILE, Boards
+from agents.core.doctor import ALARMS_FILE
 from agents.core.learner import Learner
 from agents.core.policy import Policy
 from agents.core.sources import SUMS_FILE, checkpoints, checksums
@@ -152,11 +154,11 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop what was logged after ``step``, to be done again from its checkpoint."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            # A line without its newline was being written when the run was killed.
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            _write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+        for path in (self.folder / "metrics.jsonl", self.folder / ALARMS_FILE):
+            if path.exists():
+                # A line without its newline was being written when the run was killed.
+                lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+                _write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
         for rollout in (self.folder / "rollouts").glob("*.jsonl.gz"):
             if int(rollout.name.split(".")[0]) > step:
                 rollout.unlink()
@@ -261,11 +263,13 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "prompt": trajectories.prompts[i],
             "completions": trajectories.completions[i],
             "reference": trajectories.references[i],
+            "value": score.value,
             "return": None if score.value is None else returns[i],
             "parts": dict(score.parts),
             "error": score.error,
             "verdict": dict(score.info),
             "finish": Finish(trajectories.finish_B[i]).label,
+            **({} if score.tokens is None else {"credit": list(score.tokens)}),
             **{name: rows[i][: lengths[i]] for name, rows in listed.items()},
             **{name: rows[i][: lengths[i]] for name, rows in noted.items() if seen[name][i]},
         }
@@ -287,10 +291,12 @@ def _never_started(folder: Path) -> bool:
 def _check_same(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if there["schema"] != SCHEMA:
         raise ValueError(f"the run was written with schema {there['schema']}, this version reads {SCHEMA}")
-    for part in ("agent", "env", "settings"):
-        if there[part] != wanted[part]:
+    # A setting that the run does not know of is younger than it.
+    known = {name: value for name, value in wanted["settings"].items() if name in there["settings"]}
+    for part, asked in (("agent", wanted["agent"]), ("env", wanted["env"]), ("settings", known)):
+        if there[part] != asked:
             raise ValueError(
-                f"the run to resume has {part} {there[part]!r}, but {wanted[part]!r} was asked for; "
+                f"the run to resume has {part} {there[part]!r}, but {asked!r} was asked for; "
                 "resume it with the settings it was started with"
             )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from agents.core.doctor import Doctor
 from agents.core.evaluate import Evaluation
 from agents.core.monitors import Monitor, flags_of
 from agents.core.progress import LiveLine
@@ -69,9 +70,10 @@ class Training:
         """whether any step changed the weights"""
         config = agent.config
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
-        described = {**describe(agent), "monitors": flags_of(callback)}
+        described = {**describe(agent), "total_episodes": total_episodes, "monitors": flags_of(callback)}
         self.run = Run(folder, described, resume=agent.resumed)
         self.run.forget_after(agent.start)
+        self.doctor = Doctor(self)
         self._line = LiveLine(agent.name, total_episodes)
         self._signal: signal.Signals | None = None
         """that asked for the end"""
@@ -145,6 +147,7 @@ class Training:
             self.metrics |= self.callback.measure(self, batch)
         self.taught |= "grad_norm" in metrics
         started = time.perf_counter()
+        self.doctor.look(batch)
         self.run.log(self.step, self.metrics)
         self.run.log_rollout(self.step, batch)
         self._line.update(self.episodes, self.metrics)
@@ -184,6 +187,8 @@ class Training:
             signal.signal(number, handler)
         self._line.__exit__(kind, error, trace)
         self.seconds = time.monotonic() - self._started
+        if isinstance(error, FloatingPointError):
+            self.doctor.look_at_error()
         if error is not None:
             print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")
         self.run.close()

@@ -9,6 +9,7 @@ import pytest
 
 from agents import warmup
 from agents.core.engines.native import NativeEngine
+from agents.grpo import GRPO, GRPOConfig
 from textenv import registry
 from textenv.cli import main
 
@@ -64,6 +65,14 @@ def test_generate_keeps_episodes_with_tokens_and_logprobs(fresh_model, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == [0, 0, 0, 1, 1, 1]
     assert all(len(row["tokens"]) == len(row["logp"]) == len(row["source"]) for row in rows)
+
+
+def test_a_run_that_was_asked_for_other_episodes_than_its_settings_is_resumed_to_these(fresh_model, tmp_path):
+    config = GRPOConfig(model=fresh_model("textenv/ProbeOneHot-v0"), prompts_per_step=2, eval_episodes=2, run_dir="run")
+    GRPO("textenv/ProbeOneHot-v0", config).learn(total_episodes=48, callback=lambda training: False)
+    main(["train", "--resume", "run"])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["episodes"] == 48
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])

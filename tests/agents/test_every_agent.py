@@ -177,6 +177,8 @@ ELSEWHERE = {
     "eval_episodes": "test_a_run_keeps_what_it_did",
     "checkpoint_every": "test_a_run_keeps_what_it_did",
     "run_dir": "test_a_run_keeps_what_it_did",
+    "on_alarm": "test_on_alarm_stop_an_alarm_ends_the_training_with_its_step",
+    "alarms": "test_a_threshold_is_a_setting",
     "max_logp_gap": "test_an_engine_that_samples_from_another_distribution_stops_the_agent",
     "max_barren_steps": "test_a_run_that_accepts_nothing_for_long_stops_with_what_was_seen",
 }
@@ -875,8 +877,8 @@ def declarations(config_class):
 @over(EVERY)
 def test_a_config_is_frozen_takes_keywords_only_and_says_a_sentence_of_each_of_few_settings(agent_class):
     fields = dataclasses.fields(agent_class.config_class)
-    # Forty for what is learned and how; four more for how the machine does it: engine, precision, memory, staleness.
-    assert len(fields) <= 44
+    # Forty for what is learned and how; four for how the machine does it: engine, precision, memory, staleness; two for alarms.
+    assert len(fields) <= 46
     assert all(field.kw_only for field in fields)
     with pytest.raises(dataclasses.FrozenInstanceError):
         agent_class.config_class().seed = 1
@@ -900,7 +902,7 @@ COMMON = (
     "--engine vllm --precision bfloat16 --save-memory recompute "
     "--max-ungraded 0.25 --total-episodes 320 --prompts-per-step 16 --lora-rank 2 --learning-rate 1e-4 "
     "--learning-rate-decay constant --warmup-steps 2 --weight-decay 0.1 --max-grad-norm 0.5 --tokens-per-microbatch 4096 "
-    "--eval-episodes 32 --checkpoint-every 5 --run-dir somewhere"
+    "--eval-episodes 32 --checkpoint-every 5 --run-dir somewhere --on-alarm stop --alarms length 2"
 )
 COMMON_SAMPLING = (
     "--group-size 4 --temperature 0.8 --clip-low 0.1 --clip-high 0.3 --clip-ratio-max 4 --updates-per-batch 3 "

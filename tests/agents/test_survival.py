@@ -1,5 +1,6 @@
 """What happens to a run when a signal, a second process or a bad disk comes in between."""
 
+import json
 import signal
 
 import pytest
@@ -84,6 +85,17 @@ def test_a_folder_in_which_a_training_is_at_work_is_refused_and_free_again_after
 
     agent().learn(callback=intrude)
     agent(resume=True).learn()
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(agent, tmp_path):
+    whole = agent("whole").learn()
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(callback=stop_at(2))
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["alarms"], config["settings"]["on_alarm"]
+    path.write_text(json.dumps(config))
+    assert_same_weights(whole, agent(resume=True).learn())
 
 
 # --- Damage ---

@@ -58,7 +58,7 @@ def test_nothing_heavy_is_imported(arguments):
 def test_help_maps_the_commands(capsys, arguments):
     status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
-    for command in ("list", "play", "check", "profile", "train", "evaluate"):
+    for command in ("list", "play", "check", "profile", "train", "evaluate", "replay"):
         assert f"\n    {command} " in out
     assert "textenv check me/Mine-v0 --import my_module     what to mend in an environment of yours\n" in out
     assert max(map(len, out.splitlines())) <= 100
