@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, NoReturn
 
 GROUP = "textenv.commands"
@@ -75,7 +76,14 @@ def _import_modules(arguments: list[str]) -> None:
 
 
 def import_module(module: str) -> None:
-    """Import a user's module, from the working folder or the path.
+    """Import a user's module, for runs to remember; see :func:`load_module`."""
+    load_module(module)
+    if module not in imported:
+        imported.append(module)
+
+
+def load_module(module: str) -> ModuleType:
+    """A user's module, from the working folder or the path.
 
     Raises:
         ValueError: there is none.
@@ -83,13 +91,11 @@ def import_module(module: str) -> None:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise ValueError(f"--import: no module {module!r} in this folder or on the Python path") from error
-    if module not in imported:
-        imported.append(module)
+        raise ValueError(f"no module {module!r} in this folder or on the Python path") from error
 
 
 def _print_map(commands: dict[str, EntryPoint]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+from textenv.cli import load_module
 
 if TYPE_CHECKING:
     from benchmarks.conform.cases import Trainer
@@ -87,6 +89,7 @@ def find_trainer(name: str) -> Trainer:
 
 def _load(path: str) -> Any:
     """An adapter from ``module:Class``."""
-    if ":" not in path:
+    module, _, name = path.partition(":")
+    if not name:
         raise ValueError(f"--trainer takes module:Class, got {path!r}")
-    return EntryPoint(name=path, value=path, group=TRAINERS).load()()
+    return getattr(load_module(module), name)()

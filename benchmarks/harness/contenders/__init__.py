@@ -18,7 +18,6 @@ Name it in the entry-point group ``textenv.contenders``, or write ``kind = "my_m
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -26,6 +25,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from benchmarks.harness.toml_file import nearest
+from textenv.cli import load_module
 
 if TYPE_CHECKING:
     from benchmarks.harness.arena import Arena
@@ -87,7 +87,7 @@ def find_contender(kind: str) -> Callable[..., Contender]:
     module, _, name = SHIPPED.get(kind, kind).partition(":")
     if not name:
         raise ValueError(f"no agent {kind!r}; {nearest(kind, contender_names())}, or write module:Class")
-    found = getattr(importlib.import_module(module), name, None)
+    found = getattr(load_module(module), name, None)
     if found is None:
         raise ValueError(f"the module {module!r} has no {name!r}")
     return found

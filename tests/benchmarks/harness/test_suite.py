@@ -138,7 +138,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path, old, new, line, message):
         ('title = "t"\nseeds = [0]\n[programs.a]\ncommand = ["b"]', "line 2: only agents and claims have seeds"),
         ('title = "t"\n[programs.a]\ncommand = []', "line 3: a command line has at least one word"),
         ('title = "t"\nseeds = [0]\n[claims]\nnames = ["clip_hihger"]', "no claim 'clip_hihger'; did you mean clip_hi"),
-        ('title = "t"\nimports = ["no_such_module_here"]', "line 2: --import: no module 'no_such_module_here'"),
+        ('title = "t"\nimports = ["no_such_module_here"]', "line 2: no module 'no_such_module_here'"),
     ],
 )
 def test_what_is_no_suite_is_refused(tmp_path, text, message):
