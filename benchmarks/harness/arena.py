@@ -92,8 +92,11 @@ class Arena:
         self.measuring_seconds = 0.0
         self.energy = Energy()
         config = AgentConfig(model=self.model, env_options=self.options, seed=START_SEED)
+        started = time.perf_counter()
         with _alone():
             self.start = load_policy(self.env_id, self.task, config).requires_grad_(False)
+        self.start_seconds = time.perf_counter() - started
+        """that the start took to be made, or loaded"""
         self._spent, self._policy, self._stalled = Spent(), self.start, 0
         self._clock = Clock()
 
@@ -246,6 +249,7 @@ def run_cell(suite: Suite, cell: Cell, folder: Path) -> None:
     done = {
         "seconds": arena.points[-1].seconds,
         "measuring_seconds": arena.measuring_seconds,
+        "start_seconds": arena.start_seconds,
         "peak_memory_mb": memory_peak_mb(arena.start.device),
         "energy_j": arena.energy.joules(),
     }

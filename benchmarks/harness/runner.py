@@ -277,9 +277,9 @@ def _memory_mb(pid: int | None) -> float:
 
 
 class Overhead:
-    """The seconds that go neither into training nor into measuring, kept in ``overhead.json``.
+    """The seconds that go neither into the model at the start, nor into training or measuring, kept in ``overhead.json``.
 
-    Those of a cell are the rest of its process's time: reading the suite, making the model, writing. Those of the runner are
+    Those of a cell are the rest of its process's time: reading the suite, checking, writing. Those of the runner are
     its processor time and what it waits for processes to start. ``share`` is theirs of all seconds. What the first process
     waits for is apart, as ``imports_seconds``: it is what agents import, once for all.
     """
@@ -309,11 +309,13 @@ class Overhead:
         told = json.loads(done.read_text())
         self._largest_mb = max(self._largest_mb, told.get("peak_memory_mb") or 0.0)
         training, measuring = told["seconds"], told.get("measuring_seconds", 0.0)
+        start = told.get("start_seconds", 0.0)
         self.cells[str(cell.path)] = {
             "wall_seconds": seconds,
             "training_seconds": training,
             "measuring_seconds": measuring,
-            "other_seconds": max(0.0, seconds - training - measuring),
+            "start_seconds": start,
+            "other_seconds": max(0.0, seconds - training - measuring - start),
         }
         self.save()
 

@@ -51,6 +51,7 @@ def watch_run(folder: Path, every: float = 2.0) -> None:
             while not ended(folder):
                 time.sleep(every)
                 live.update(picture(folder), refresh=True)
+            live.update(picture(folder), refresh=True)  # what came between the last look and the end
     except KeyboardInterrupt:
         return
 

@@ -138,7 +138,8 @@ def test_held_out_problems_are_the_same_for_all_seeds_and_their_samples_are_not(
 def test_a_cell_that_is_done_says_what_it_took(tmp_path):
     run(tmp_path, STEPS)
     done = read_json(tmp_path / "done.json")
-    assert set(done) == {"seconds", "measuring_seconds", "peak_memory_mb", "energy_j"}
+    assert set(done) == {"seconds", "measuring_seconds", "start_seconds", "peak_memory_mb", "energy_j"}
+    assert done["start_seconds"] > 0
     assert state(tmp_path) == "done"
     cell = read_json(tmp_path / "cell.json")
     assert (cell["environment"], cell["agent"], cell["seed"], cell["kind"]) == ("toy", "agent", 0, STEPS)

@@ -29,5 +29,5 @@ if agent == "naps":  # so that others can be seen to run at the same time
     time.sleep(0.2)
     with (folder.parents[3] / "ran.txt").open("a") as ran:
         ran.write(f"end {seed}\n")
-done = {"seconds": 0.25, "measuring_seconds": 0.5, "peak_memory_mb": 100.0, "energy_j": None}
+done = {"seconds": 0.25, "measuring_seconds": 0.5, "start_seconds": 0.125, "peak_memory_mb": 100.0, "energy_j": None}
 (folder / "done.json").write_text(json.dumps(done))
