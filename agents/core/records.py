@@ -10,6 +10,9 @@ from typing import Any
 from agents.core.sources import checkpoints, damage_of
 from rewards.rows import read_rows, row_error
 
+SCHEMA = 1
+LOCK_FILE = "lock"
+"""Held by the training at work in a run's folder."""
 Row = dict[str, Any]
 """An episode as a rollout keeps it."""
 FIELDS = (
@@ -25,8 +28,6 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no run, or one that this version cannot read.
     """
-    from agents.core.run import SCHEMA
-
     path = run / "config.json"
     try:
         described = json.loads(path.read_text())

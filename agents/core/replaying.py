@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from agents.core.policy_gradient import PolicyGradient
-from agents.core.records import Row, value_of
+from agents.core.records import SCHEMA, Row, value_of
 from agents.core.rollout import Rollout
-from agents.core.run import SCHEMA, episode_rows, to_json
+from agents.core.run import episode_rows, to_json
 from agents.core.training import Training
 from agents.core.trajectories import Trajectories
 from rewards import Score

@@ -37,13 +37,12 @@ from agents.core.boards import ID_FILE, Boards
 from agents.core.doctor import ALARMS_FILE
 from agents.core.learner import Learner
 from agents.core.policy import Policy
+from agents.core.records import LOCK_FILE, SCHEMA
 from agents.core.sources import SUMS_FILE, checkpoints, checksums
 from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
-SCHEMA = 1
 BOARDS = ("tensorboard", "wandb", ID_FILE)
-LOCK_FILE = "lock"
 STATE_FILE = "state.json"
 BEHAVIOUR_FILE = "behaviour.safetensors"
 """In a checkpoint, the weights that the batch of the next step is sampled with, where they are not the policy's."""

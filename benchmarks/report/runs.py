@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LOCK_FILE = "lock"
-"""That of :mod:`agents.core.run`, which is not imported since it needs torch, and of a results folder."""
+from agents.core.records import LOCK_FILE
 
 
 def is_run(folder: Path) -> bool:
