@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from benchmarks.claims import __main__ as claims
 from benchmarks.harness import runner
+from benchmarks.harness.records import CLAIMS, Cell
 from benchmarks.harness.suite import shipped_suites
 from tests.benchmarks.harness.test_runner import start_toy
 from textenv.cli import imported, main
@@ -158,3 +160,15 @@ def test_a_real_suite_is_run_shown_and_compared(capsys, workplace, monkeypatch):
     status, out, err = run(capsys, "compare", "results/one", "results/two")
     assert (status, err) == (0, "")
     assert "grpo" in out
+
+
+def test_the_verdicts_on_claims_are_shown(tmp_path, capsys):
+    folder = tmp_path / "results"
+    for seed in (0, 1):
+        claims.run(claims.find_claim("views_agree"), seed, folder / Cell(CLAIMS, "views_agree", seed).path, quick=True)
+    (folder / "suite.toml").write_text('title = "t"\nseeds = [0, 1]\n[claims]\nnames = ["views_agree"]\n')
+    main(["bench", "show", str(folder)])
+    shown = capsys.readouterr().out
+    assert "views_agree" in shown
+    assert "2" in next(line for line in shown.splitlines() if "views_agree" in line).split("│")[3]
+    assert (folder / "verdicts.json").exists()
