@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rewards.options import parse_options
+from rewards.terminal import plain, visible
 from textenv.cli import import_module, imported
 from textenv.commands import EnvId, Options
 from textenv.registry import make_task
@@ -96,12 +97,13 @@ def _agent_class(name: str) -> type[Agent]:
 
 def _resume(arguments: list[str]) -> tuple[Agent, Together, int | None]:
     from agents.core.monitors import watch
-    from agents.core.run import check_run_folder, read_config
+    from agents.core.records import read_config
+    from agents.core.run import check_run_folder
 
     if len(arguments) != 1:
         raise ValueError("--resume takes the folder of a run and nothing else: its settings are kept there")
     check_run_folder(arguments[0], resume=True)
-    described = read_config(arguments[0])
+    described = read_config(Path(arguments[0]))
     for module in described["imports"]:
         import_module(module)
     agent_class = _agent_class(described["agent"])
@@ -129,7 +131,7 @@ def _show(agent: Agent, monitors: Together, total_episodes: int | None = None) -
         console.print("This run was complete already: there was no step left to take.\n")
     elif not training.taught:
         why = training.stopped or "in no step was there anything to tell better answers by"
-        console.print(f"[bold]Nothing was learned:[/bold] {escape(why)}.")
+        console.print(f"[bold]Nothing was learned:[/bold] {escape(visible(why))}.")
         console.print("The first command below shows what is answered and what it earns.\n")
     console.print("What to try next:")
     for command in _next_steps(agent, training):
@@ -156,8 +158,8 @@ def _samples_table(evaluation: Evaluation) -> Table:
     for sample in evaluation.samples:
         reward = "ungraded" if sample["reward"] is None else f"{sample['reward']:g}"
         answer = " | ".join(sample["completions"])
-        cells = (_shortened(sample["prompt"]), _shortened(answer), str(sample["reference"]), reward, sample["finish"])
-        table.add_row(*map(escape, cells))
+        cells = (_shortened(sample["prompt"]), _shortened(answer), sample["reference"], reward, sample["finish"])
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -289,20 +291,20 @@ def generate(
         options: options of the environment.
         out: write the episodes here as JSON lines, tokens and log-probabilities included, instead of showing them.
     """
-    from agents.core.run import episode_rows, to_json
+    from agents.core.run import episode_rows, to_line
 
     with _rollout(env_id, model, device, engine, seed, split, options) as rollout:
         batch = rollout.collect(0, prompts, group_size, temperature=temperature, seed=(seed,))
     if out is not None:
-        out.write_text("".join(to_json(row) + "\n" for row in episode_rows(batch)))
+        out.write_bytes(b"".join(map(to_line, episode_rows(batch))))
         print(f"{len(batch)} episodes in {out}")
         return
     table = Table("prompt", "answer", "reference", "reward", "finish")
     for row in episode_rows(batch):
         reward = "ungraded" if row["return"] is None else f"{row['return']:g}"
         answer = " | ".join(row["completions"])
-        cells = (_shortened(row["prompt"]), _shortened(answer), str(row["reference"]), reward, row["finish"])
-        table.add_row(*map(escape, cells))
+        cells = (_shortened(row["prompt"]), _shortened(answer), row["reference"], reward, row["finish"])
+        table.add_row(*map(plain, cells))
     Console(highlight=False).print(table)
 
 

@@ -140,13 +140,21 @@ class Reward(ABC):
         """Start to score on another thread; the future holds what :func:`score_samples` returns or raises."""
         return submit(score_samples, self, samples)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether :meth:`adapt` changes its scores, or those of a reward that it is made of."""
+        return any(type(reward).adapt is not Reward.adapt for reward in self.walk())
+
     def adapt(self) -> None:
         """Called by an agent between two rollouts of its training: the only time at which scores may change."""
         for reward in self.components().values():
             reward.adapt()
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`adapt` has changed, as JSON; empty if nothing. A run keeps it in its checkpoints."""
+        """What :meth:`adapt` has changed, and what was spent of a budget, as JSON; empty if nothing.
+
+        A run keeps it in its checkpoints.
+        """
         states = {name: reward.state_dict() for name, reward in self.components().items()}
         return {name: state for name, state in states.items() if state}
 

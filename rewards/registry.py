@@ -168,7 +168,8 @@ def _make_from_words(name: str = "", *words: str) -> Reward:
     try:
         return make(name, **options)
     except TypeError as error:  # an option that there is not, or of another type
-        raise ValueError(f"the reward {name!r} cannot be made with the options {options}: {error}") from error
+        # Without the values: a key may be among them.
+        raise ValueError(f"the reward {name!r} cannot be made with the options {list(options)}: {error}") from error
 
 
 for _name, _target in {

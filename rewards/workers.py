@@ -49,8 +49,9 @@ class Workers:
     """Processes that run one function on JSON values, an item at a time.
 
     They start when first needed, stay warm, are shared by all :class:`Workers` of the same function and number, and end
-    with this process. An item that takes too long, or that ends its process, costs that process and nothing else. Any
-    thread may call, also several at once.
+    with this process. An item that takes too long, or that ends its process, costs that process and nothing else: another
+    takes its place, as one does where a process was killed while it had nothing to do. Any thread may call, also several at
+    once.
 
     Args:
         function: what to run, as an import string ``"package.module:function"``: one JSON value in, one out.
@@ -130,6 +131,8 @@ class _Process:
             message = json.dumps([item, seconds]).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             return Failure(f"an item for {self.function} cannot be written as JSON: {error}")
+        if self.process is not None and self.process.poll() is not None:
+            self.kill()  # it died between two items, so it is none's fault
         if self.process is None:
             command = [sys.executable, "-c", _SERVE, json.dumps(sys.path), self.function]
             self.process = subprocess.Popen(

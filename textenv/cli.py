@@ -121,5 +121,7 @@ def _summary(command: EntryPoint) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"textenv: {message}", file=sys.stderr)
+    from rewards.terminal import visible
+
+    print(f"textenv: {visible(message)}", file=sys.stderr)
     raise SystemExit(2)

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from rewards.options import parse_options
+from rewards.terminal import plain, visible
 from textenv.envs import make_env
 from textenv.registry import make_task, registry
 from textenv.task import Task
@@ -42,7 +42,7 @@ def list_environments() -> None:
     for env_id in sorted(env_id for env_id in registry if not env_id.startswith(PREFIX)):
         task = make_task(env_id)
         reward = task.reward if isinstance(task.reward, str) else getattr(task.reward, "name", "function")
-        table.add_row(env_id, str(task.turns), reward, escape(_what_it_asks(task)))
+        table.add_row(env_id, str(task.turns), plain(reward), plain(_what_it_asks(task)))
     # One line for all of these, which are made by a package that may not be installed and that takes long to import.
     table.add_row(
         f"{PREFIX}NAME-v0", "1", ReasoningGymReward.name, f"One of the {len(NAMES)} datasets of reasoning-gym."
@@ -83,15 +83,15 @@ def play(env_id: EnvId, /, *, seed: int = 0, options: Options = {}) -> None:  # 
 def _play_episode(env: TextView, console: Console) -> float | None:
     """Ask until the episode is over: its reward, NaN when ungraded; None when the player has had enough."""
     episodes = env.unwrapped.episodes  # type: ignore[attr-defined]
-    console.print("\n".join(filter(None, [episodes.task.system, episodes.problems[0].prompt])), end=" ")
+    console.print(visible("\n".join(filter(None, [episodes.task.system, episodes.problems[0].prompt]))), end=" ")
     while answer := _read_answer(episodes.tokenizer, console):
         _, reward, terminated, _, info = env.step(answer)
         if terminated:
             worth = f"{reward:g}" if not info["ungraded"] else f"ungraded: {info['error'].strip().splitlines()[-1]}"
             cut = "" if info["finish"] in ("eos", "stop") else f" ({info['finish']})"
-            console.print(f"reward {worth}{cut}, reference {info['reference']!r}", style="bold")
+            console.print(visible(f"reward {worth}{cut}, reference {info['reference']!r}"), style="bold")
             return math.nan if info["ungraded"] else reward
-        console.print(episodes.replies[0][-1], end=" ")
+        console.print(visible(episodes.replies[0][-1]), end=" ")
     return None
 
 
@@ -104,7 +104,7 @@ def _read_answer(tokenizer: Tokenizer, console: Console) -> str:
         except EOFError:
             return ""
         except ValueError as error:
-            console.print(str(error), style="red")
+            console.print(visible(error), style="red")
         else:
             return answer
 
@@ -122,7 +122,7 @@ def check(env_id: EnvId, /, *, options: Options = {}) -> None:  # noqa: B006
     table = Table("", "check", "promise, or what to mend", title=env_id)
     for result in results:
         mark = "[green]ok[/green]" if result.problem is None else "[red]mend[/red]"
-        table.add_row(mark, result.name, escape(result.problem or result.promise))
+        table.add_row(mark, result.name, plain(result.problem or result.promise))
     Console().print(table)
     if any(result.problem for result in results):
         raise SystemExit(1)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rewards.terminal import visible
 from textenv.episodes import Episodes, Snapshot
 from textenv.problems import ProblemStream
 from textenv.registry import make_task
@@ -168,7 +169,7 @@ class TextEnv(gym.Env[Observation, Any]):
 
     def _show(self) -> None:
         if self.render_mode == "human":
-            print(self.episodes.text(0))
+            print(visible(self.episodes.text(0)))
 
     def snapshot(self) -> Snapshot:
         """The whole environment as plain data: the episode and the position among the problems."""

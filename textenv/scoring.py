@@ -21,6 +21,7 @@ from rewards import Reward, RewardError, Sample, Score, score_samples
 from rewards.intervals import wilson
 from rewards.options import parse_options
 from rewards.rows import read_rows
+from rewards.terminal import plain, visible
 from textenv.episodes import Source
 
 REASONS = 3
@@ -74,7 +75,7 @@ def make_reward(name: str, options: Mapping[str, Any]) -> Reward:
     try:
         return rewards.make(name, **options) if options else rewards.as_reward(name)
     except (TypeError, AttributeError) as error:  # an option of another type: some rewards meet it by using it
-        raise ValueError(f"reward {name!r} cannot be made with the options {dict(options)}: {error}") from error
+        raise ValueError(f"reward {name!r} cannot be made with the options {list(options)}: {error}") from error
 
 
 def read_samples(file: Path) -> tuple[list[dict[str, Any]], list[Sample]]:
@@ -161,20 +162,22 @@ def scored_row(row: Mapping[str, Any], score: Score) -> dict[str, Any]:
 def figures_table(title: str, scores: Sequence[Score], seconds: float) -> Table:
     """What the scores of a file come to, for people: means with 95 % intervals, parts, what was ungraded and why."""
     graded = [score for score in scores if score.value is not None]
-    table = Table(show_header=False, title=escape(title), caption="means of the graded samples, with 95 % intervals")
+    table = Table(
+        show_header=False, title=escape(visible(title)), caption="means of the graded samples, with 95 % intervals"
+    )
     table.add_row("samples", str(len(scores)))
     table.add_row("value", _mean_text([score.value for score in graded if score.value is not None]))
     if verdicts := [bool(score.correct) for score in graded if score.tells]:
         table.add_row("accuracy", _share_text(sum(verdicts), len(verdicts)))
     for name in sorted({name for score in graded for name in score.parts}):
-        table.add_row(f"part {escape(name)}", f"{fmean(s.parts[name] for s in graded if name in s.parts):.3f}")
+        table.add_row(plain(f"part {name}"), f"{fmean(s.parts[name] for s in graded if name in s.parts):.3f}")
     table.add_row("ungraded", f"{len(scores) - len(graded)} of {len(scores)}")
     # The last line of a traceback is what went wrong.
     reasons = Counter(
         (score.error.strip() or "no reason").splitlines()[-1] for score in scores if score.error is not None
     )
     for reason, times in reasons.most_common(REASONS):
-        table.add_row(f"  {times} ×", escape(reason))
+        table.add_row(f"  {times} ×", plain(reason))
     table.add_row("time a sample", f"{seconds / len(scores) * 1e3:.3g} ms")
     return table
 

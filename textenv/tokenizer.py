@@ -223,7 +223,7 @@ def load_tokenizer(source: str | Path | Tokenizer | Any | None) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer at {str(source)!r}: {str(error).splitlines()[0]}") from error
     return TransformersTokenizer(tokenizer, _generation_eos_ids(str(source)), name=str(source))

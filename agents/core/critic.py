@@ -16,6 +16,7 @@ from agents.core.lora import add_lora, using_adapter
 from agents.core.models import check_model_fits
 from agents.core.policy import Policy, no_progress_bar
 from agents.core.sources import validate_model_source
+from rewards.pretrained import read_pretrained
 from textenv.tokenizer import Tokenizer, load_tokenizer
 
 ADAPTER = "critic"
@@ -130,11 +131,17 @@ def critic_from_reward_model(
         device: where the critic goes.
         learning_rate_factor: the critic's learning rate over the policy's.
         dtype: of the trunk.
+
+    Raises:
+        ValueError: it cannot be read, or its weights are pickles.
     """
     from transformers import AutoModelForSequenceClassification
 
     with no_progress_bar():
-        model: Any = AutoModelForSequenceClassification.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        try:
+            model = read_pretrained(AutoModelForSequenceClassification, source, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no critic can begin as {str(source)!r}: {str(error).splitlines()[0]}") from error
     model = model.to(device).eval()
     critic = SeparateCritic(model.base_model, model.score.in_features, learning_rate_factor)
     critic.head.load_state_dict({"weight": model.score.weight, "bias": torch.zeros(1)})

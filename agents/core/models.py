@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agents.core.policy import Policy, no_progress_bar
 from agents.core.sources import find_model, validate_model_source
+from rewards.pretrained import read_pretrained
 from textenv.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -19,7 +19,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """Load a policy from a transformers folder or the hub. Code that comes with a model is not run.
+    """Load a policy from a transformers folder or the hub: safetensors alone, and no code that comes with a model.
 
     Args:
         source: a folder that ``save_pretrained`` wrote, a run's folder, or a name on the hub.
@@ -28,14 +28,13 @@ def load_model(
         dtype: type of its weights.
 
     Raises:
-        ValueError: there is no such model, its tokenizer has no end-of-sequence token, or has ids beyond its logits.
+        ValueError: there is no such model, its weights are pickles, its tokenizer has no end-of-sequence token, or has ids
+            beyond its logits.
     """
     source = validate_model_source(find_model(source))
     try:
         with no_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-            )
+            model = read_pretrained(AutoModelForCausalLM, source, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ValueError(f"no causal language model at {source!r}: {str(error).splitlines()[0]}") from error
     return Policy(model.to(device), tokenizer or load_tokenizer(source))

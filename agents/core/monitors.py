@@ -19,6 +19,7 @@ from agents.core.rollout import Rollout
 from agents.core.trajectories import Trajectories
 from rewards import as_reward, score_samples
 from rewards.registry import Spec
+from rewards.terminal import visible
 from textenv.episodes import Episodes
 from textenv.registry import make_task
 from textenv.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ class RewardMonitor(Monitor):
         values = [score.value for score in scores if score.value is not None]
         if not values and scores and not self._warned:
             self._warned = True
-            why = (scores[0].error or "").strip().rpartition("\n")[2]
+            why = visible((scores[0].error or "").strip().rpartition("\n")[2])
             print(f"monitor {self.name}: it could grade no episode of step {training.step}: {why}", flush=True)
         return {self.metric: fmean(values) if values else float("nan")}
 

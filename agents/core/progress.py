@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from rewards.terminal import visible
+
 LOG_EVERY_SECONDS = 10.0
 
 SHOWN = (
@@ -63,10 +65,13 @@ class LiveLine:
             print(line, flush=True)
 
     def _describe(self, metrics: Mapping[str, float]) -> str:
-        watched = [(name, f"{name} {{:.3f}}") for name in metrics if name.startswith(WATCHED)]
+        watched = [(name, "{name} {:.3f}") for name in metrics if name.startswith(WATCHED)]
         shown = [*SHOWN[:2], *watched, *SHOWN[2:]]
+        # The name of a reward is a value, never a part of the format.
         return "  ".join(
-            text.format(metrics[name]) for name, text in shown if name in metrics and not math.isnan(metrics[name])
+            text.format(metrics[name], name=visible(name))
+            for name, text in shown
+            if name in metrics and not math.isnan(metrics[name])
         )
 
     def _time_left(self, done: int) -> str:

@@ -19,7 +19,8 @@ from benchmarks.report.charts import short
 from benchmarks.report.curves import CURVES
 from benchmarks.report.rollouts import UNREADABLE, read_rows
 from benchmarks.report.runs import at_work, ended, is_run, read_alarms, read_metrics, read_run
-from benchmarks.report.text import shortened, visible
+from benchmarks.report.text import shortened
+from rewards.terminal import visible
 
 LONGEST = 400
 RECENT = 20

@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.report.charts import Chart
 from benchmarks.report.rollouts import Series
-from benchmarks.report.text import html_text, markdown_text, visible
+from benchmarks.report.text import html_text, markdown_text
+from rewards.terminal import visible
 
 GOOD, BAD = ("done", "pass", "holds here"), ("failed", "FAIL", "does not hold here")
 

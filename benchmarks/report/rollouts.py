@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from agents.core.sources import checkpoints
 from benchmarks.harness.results import CellResult
-from benchmarks.report.text import shortened, visible
+from benchmarks.report.text import shortened
+from rewards.terminal import visible
 from textenv.episodes import Source
 
 if TYPE_CHECKING:

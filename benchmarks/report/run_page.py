@@ -24,7 +24,7 @@ from benchmarks.report.rollouts import (
     training_series,
 )
 from benchmarks.report.runs import at_work, ended, read_alarms, read_metrics, read_run
-from benchmarks.report.text import visible
+from rewards.terminal import visible
 
 FIRST = ("reward", "accuracy", *WATCHED, "nll", "entropy", "new_tokens_mean", "kl", "cut_share")
 """The metrics that people look at first, and beginnings of the names of those that somebody asked for."""

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from rewards.contract import Reward
 from rewards.judge.cache import Answers
 
 
@@ -63,6 +64,8 @@ class OverBudgetError(Exception):
 class BaseChat(ABC):
     """A model that answers chats: what one behind a server and one in this process have in common.
 
+    A copy is the chat itself, with its budget; what is pickled begins with what was spent until then.
+
     Args:
         model: its name.
         max_calls, max_tokens: budgets over the object's life; None for no limit.
@@ -94,6 +97,17 @@ class BaseChat(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to one process."""
         return {**self.__dict__, "_answers": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def state_dict(self) -> dict[str, int]:
+        """What was spent of the budgets; empty if nothing."""
+        return {"calls": self.calls, "tokens": self.tokens} if self.calls else {}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.calls, self.tokens = state.get("calls", 0), state.get("tokens", 0)
 
     @abstractmethod
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
@@ -145,6 +159,19 @@ class BaseChat(ABC):
         if self._answers is None or self._answers[0] != os.getpid():  # a connection to SQLite does not survive a fork
             self._answers = os.getpid(), Answers(self.cache_dir and self.cache_dir / "answers.sqlite3")
         return self._answers[1]
+
+
+class ChatReward(Reward):
+    """A reward that asks a chat: what it has spent is its state."""
+
+    chat: BaseChat
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.chat.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.chat.load_state_dict(state)
 
 
 _KEPT = ("text", "finish", "prompt_tokens", "completion_tokens")

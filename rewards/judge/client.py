@@ -7,6 +7,7 @@ import email.utils
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rewards.judge.chat import BaseChat, OverBudgetError, Reply, Request, request_key
 
@@ -53,7 +55,8 @@ class Chat(BaseChat):
         concurrency: requests under way at once, at most.
         timeout: seconds for one attempt, from the first byte sent to the last received.
         retries: further attempts for a request, at most.
-        max_calls: budget in calls over the object's life. An attempt is a call; an answer from the disk is none.
+        max_calls: budget in calls over the object's life; a run that is resumed goes on from what it had spent. An attempt is
+            a call; an answer from the disk is none.
         max_tokens: budget in tokens, of prompts and answers together. What is under way when it is used up still
             finishes, so it can be passed by up to ``concurrency`` answers.
         cache_dir: where answers are kept (``answers.sqlite3``), with a log of verdicts (``verdicts.jsonl``), on a local
@@ -68,7 +71,7 @@ class Chat(BaseChat):
 
     Raises:
         ImportError: without the extra ``textenv[judge]``.
-        ValueError: a limit that makes no sense, or a ``base_url`` that is no http address.
+        ValueError: a limit that makes no sense, a ``base_url`` that is no http address, or a key where its settings are.
 
     Example::
 
@@ -97,6 +100,13 @@ class Chat(BaseChat):
             raise ImportError('a judge needs openai: pip install "textenv[judge]"') from error
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url looks like 'http://127.0.0.1:8000/v1', got {base_url!r}")
+        address = urlsplit(base_url)
+        if address.username or address.password or address.query or not re.fullmatch(r"[A-Za-z_]\w*", key_env):
+            # Settings are kept and shown, these too: what stands there is not repeated here.
+            raise ValueError(
+                "a key has no place in the settings, neither in base_url nor as key_env; put it into an environment variable, "
+                'and the name of that into key_env, "OPENAI_API_KEY" by default'
+            )
         if concurrency < 1 or timeout <= 0 or retries < 0:
             raise ValueError(
                 "concurrency is 1 or more, timeout above 0, retries 0 or more, got "

@@ -19,6 +19,7 @@ from rewards.contract import RewardError
 from rewards.judge.chat import Reply, Request
 from rewards.judge.local import Sampling
 from rewards.learned.scalar import default_device, encodable, quiet
+from rewards.pretrained import read_pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class LocalModel:
         try:
             with quiet():
                 tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+                model = read_pretrained(AutoModelForCausalLM, source, dtype=dtype)
         except (OSError, ValueError) as error:
             raise RewardError(f"no language model can be read from {source!r}: {str(error).splitlines()[0]}") from error
         if tokenizer.chat_template is None:

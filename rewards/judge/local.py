@@ -68,7 +68,8 @@ class LocalChat(BaseChat):
         dtype: of the weights; ``"auto"`` for that in which they were saved.
         tokens_per_batch: most tokens, prompts, padding and the longest possible replies, that the model holds at once;
             default 65,536 on a GPU and 16,384 on a CPU. Changes memory, not replies.
-        max_calls: budget in calls over the object's life. An answer from the disk is none.
+        max_calls: budget in calls over the object's life; a run that is resumed goes on from what it had spent. An answer from
+            the disk is none.
         max_tokens: budget in tokens, of prompts and replies together. A batch under way when it is used up still finishes.
         cache_dir: where answers are kept (``answers.sqlite3``), with a log of verdicts (``verdicts.jsonl``), on a local
             disk; any number of processes may share it. An answer belongs to the folder's full path, or the hub's name, to
@@ -198,5 +199,6 @@ def as_chat(chat: BaseChat | Mapping[str, Any]) -> BaseChat:
     known = list(inspect.signature(kind).parameters)
     if "model" not in chat or (unknown := sorted(chat.keys() - set(known))):
         wrong = f"there is no {unknown[0]!r}" if "model" in chat else "'model' is missing"
-        raise TypeError(f"the arguments of a {kind.__name__} are {', '.join(known)}; {wrong} in {dict(chat)}")
+        # Without the values: a key may be among them.
+        raise TypeError(f"the arguments of a {kind.__name__} are {', '.join(known)}; {wrong} in {list(chat)}")
     return kind(**chat)

@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rewards.contract import Reward, Sample, Score, ungraded
-from rewards.judge.chat import BaseChat, Request
+from rewards.contract import Sample, Score, ungraded
+from rewards.judge.chat import BaseChat, ChatReward, Request
 from rewards.judge.local import as_chat
 from rewards.judge.pointwise import fill_in, verdict_schema
 from rewards.judge.reading import Outcome, Verdict, ask, read_choice, tally
@@ -129,7 +129,7 @@ def _combine(given: Verdict, swapped: Verdict) -> Comparison:
     return Comparison(0.5, flipped=True, verdicts=verdicts)
 
 
-class GroupJudge(Reward):
+class GroupJudge(ChatReward):
     """Each answer against all others to the same prompt in the batch.
 
     ``value`` is by ``how``: ``"win_share"``, the share of comparisons won, a tie being half a win, 0 to 1;
@@ -161,7 +161,8 @@ class GroupJudge(Reward):
         if how not in get_args(Aggregation):
             raise ValueError(f"a group judge's how is one of {', '.join(get_args(Aggregation))}, got {how!r}")
         self.judge = chat if isinstance(chat, PairwiseJudge) else PairwiseJudge(chat)
-        self.waits = self.judge.chat.waits
+        self.chat = self.judge.chat
+        self.waits = self.chat.waits
         self.how = how
 
     @property

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rewards.contract import Reward, Sample, Score, ungraded
-from rewards.judge.chat import BaseChat, Reply, Request
+from rewards.contract import Sample, Score, ungraded
+from rewards.judge.chat import BaseChat, ChatReward, Reply, Request
 from rewards.judge.local import as_chat
 from rewards.judge.reading import Verdict, ask, read_score, tally
 from rewards.judge.template import PROMPTS, Prompt, addresses_judge, as_text
@@ -19,7 +19,7 @@ SAMPLING: Mapping[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 1
 """What requests ask for where nothing else is said. All of it is sent: servers have defaults of their own."""
 
 
-class Judge(Reward):
+class Judge(ChatReward):
     """A model's score for each answer, from 0 (the low end of the scale) to 1 (the high end).
 
     The judge writes a critique before its score. With ``votes`` above 1 it is asked so often, with seeds 0, 1, … at

@@ -16,8 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rewards.contract import Reward, Sample, Score, ungraded
-from rewards.judge.chat import BaseChat, Reply, Request
+from rewards.contract import Sample, Score, ungraded
+from rewards.judge.chat import BaseChat, ChatReward, Reply, Request
 from rewards.judge.local import as_chat
 from rewards.judge.pointwise import sampling_of_votes
 from rewards.judge.reading import Verdict, ask, read_reply, tally
@@ -52,7 +52,7 @@ class _Sheet:
     vote: int
 
 
-class PrinciplesJudge(Reward):
+class PrinciplesJudge(ChatReward):
     """A model's score for each answer, given to all answers to a prompt at once, by principles that it writes for them.
 
     Inference as in self-principled critique tuning (DeepSeek-GRM, arXiv:2504.02495): for each vote the judge

@@ -13,8 +13,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rewards.contract import Reward, Sample, Score, ungraded
-from rewards.judge.chat import BaseChat, Reply, Request
+from rewards.contract import Sample, Score, ungraded
+from rewards.judge.chat import BaseChat, ChatReward, Reply, Request
 from rewards.judge.local import as_chat
 from rewards.judge.pointwise import sampling_of_votes, verdict_schema
 from rewards.judge.reading import Verdict, ask, read_reply, tally
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _HOLDS = {"true": True, "yes": True, "false": False, "no": False}
 
 
-class Rubric(Reward):
+class Rubric(ChatReward):
     """Which of several statements hold for an answer, weighed: 1 if all is as wished, 0 if nothing is.
 
     ``value = sum_i |w_i| g_i / sum_i |w_i|`` with ``g_i = phi_i`` for a positive weight, and ``1 - phi_i`` for a negative

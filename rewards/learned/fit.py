@@ -24,6 +24,7 @@ from rewards.learned.preferences import Comparison, Rated
 from rewards.learned.report import Pair, Report
 from rewards.learned.reward_model import CENTER, SCALE
 from rewards.learned.scalar import ScalarModel, Text, batch_by_tokens, default_device, describe, quiet, reading
+from rewards.pretrained import read_pretrained
 
 Data = Sequence[Comparison] | Sequence[Rated]
 
@@ -145,9 +146,7 @@ def begin(source: str | Path, config: FitConfig) -> ScalarModel:
     if not fresh and labels != 1:
         raise RewardError(f"a reward model has one label, but {str(source)!r} is a {kind} with {labels}")
     with reading(source):
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
+        model = read_pretrained(AutoModelForSequenceClassification, source, num_labels=1, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     scalar = ScalarModel(model.to(config.device or default_device()), tokenizer, config.max_tokens)
     if fresh:
@@ -239,10 +238,7 @@ def _language_head(scalar: ScalarModel, source: str | Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with reading(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    model, loading = loaded
+        model, loading = read_pretrained(AutoModelForCausalLM, source, dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:
         raise RewardError(f"{str(source)!r} has no language head to go with lm_weight; fit from a language model")
     head = model.get_output_embeddings().to(scalar.device).requires_grad_(False)

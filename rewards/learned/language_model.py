@@ -30,6 +30,7 @@ from rewards.learned.scalar import (
     reading,
     render,
 )
+from rewards.pretrained import read_pretrained
 
 CUT = ("length", "context")
 """The ``finish`` of completions that the policy did not end itself."""
@@ -255,11 +256,8 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if kind.endswith("ForSequenceClassification"):
         raise RewardError(f"a language model is needed, but {str(source)!r} is a {kind}")
     with reading(source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        model, loading = read_pretrained(AutoModelForCausalLM, source, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model, loading = loaded
     if loading["missing_keys"]:
         raise RewardError(f"{str(source)!r} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")
     return model.eval(), tokenizer

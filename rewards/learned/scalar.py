@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rewards.contract import RewardError
+from rewards.pretrained import read_pretrained
 
 Row = Sequence[int]
 """The token ids of a text."""
@@ -299,8 +300,8 @@ def load_scalar_model(source: str | Path, *, dtype: torch.dtype, max_tokens: int
             "to fit one to preferences, see rewards.learned.fit"
         )
     with reading(source):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        model, loading = read_pretrained(
+            AutoModelForSequenceClassification, source, dtype=dtype, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if loading["missing_keys"]:

@@ -18,6 +18,7 @@ import torch
 
 from rewards.contract import RewardError
 from rewards.learned.scalar import batch_by_tokens, describe, encodable, reading
+from rewards.pretrained import read_pretrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def load_judge(source: str | Path, *, answers: tuple[str, str] | None, dtype: to
         raise RewardError(f"a process reward model with a tag is a language model, but {str(source)!r} is a {kind}")
     auto: Any = AutoModelForTokenClassification if answers is None else AutoModelForCausalLM
     with reading(source):
-        model, loading = auto.from_pretrained(source, dtype=dtype, trust_remote_code=False, output_loading_info=True)
+        model, loading = read_pretrained(auto, source, dtype=dtype, output_loading_info=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if loading["missing_keys"]:
         raise RewardError(f"{str(source)!r} lacks weights: {', '.join(sorted(loading['missing_keys'])[:3])}")

@@ -75,9 +75,10 @@ def assert_scored_alike(policy, prompts, completions, n=1, temperature=1.0, atol
 
 
 class StandIn(BaseVLLMEngine):
-    """In vLLM's place a copy of the model, to which ``lost`` never arrives."""
+    """In vLLM's place a copy of the model, to which ``lost`` never arrives, and which lays ``elsewise`` out in another way."""
 
     lost: str | None = None
+    elsewise: str | None = None
 
     def _start(self, policy):
         self.native = NativeEngine(copy.deepcopy(policy))
@@ -86,6 +87,10 @@ class StandIn(BaseVLLMEngine):
 
     def _load(self, policy, state):
         self.native.policy.model.load_state_dict({n: t for n, t in state.items() if n != self.lost}, strict=False)
+
+    def _differing(self, state):
+        held = self.native.policy.model.state_dict()
+        return [name for name in state if name == self.elsewise or not torch.equal(held[name], state[name])]
 
     def _answers(self, prompts_B, budget_B, seed_B, sampling):
         with self._fatal("generation"):
@@ -130,7 +135,10 @@ def test_a_weight_that_does_not_arrive_is_the_engines_death_until_it_restarts(st
     stand_in.sync(llama)
     stand_in.lost = "model.layers.1.mlp.down_proj.weight"
     changed(llama)
-    with pytest.raises(EngineError, match=r"weights did not arrive: .* differ by .* and the limit is 0.001"):
+    with pytest.raises(
+        EngineError,
+        match=r"did not arrive: .* other values of model.layers.1.mlp.down_proj.weight, and .* differ by .* limit is 0.001",
+    ):
         stand_in.sync(llama)
     with pytest.raises(EngineError, match="can no longer be used: sync ended in EngineError: the policy's weights did"):
         stand_in.generate(EVEN, sampling())
@@ -139,6 +147,41 @@ def test_a_weight_that_does_not_arrive_is_the_engines_death_until_it_restarts(st
     stand_in.lost = None
     stand_in.restart(llama)
     assert_scored_alike(llama, EVEN, stand_in.generate(EVEN, sampling()))
+
+
+def test_a_parameter_that_does_not_arrive_is_named_where_the_probe_does_not_tell(stand_in, llama):
+    stand_in.sync(llama)
+    stand_in.lost = "model.layers.0.input_layernorm.weight"
+    changed(llama, scale=1e-7)
+    with pytest.raises(
+        EngineError, match=r"after a sync vLLM holds other values of model.layers.0.input_layernorm.weight$"
+    ):
+        stand_in.sync(llama)
+
+
+def test_of_many_parameters_that_do_not_arrive_a_few_are_named(stand_in, llama, monkeypatch):
+    stand_in.sync(llama)
+    monkeypatch.setattr(stand_in, "_differing", list)
+    with pytest.raises(EngineError, match=r"of model.embed_tokens.weight, (\S+, ){3}\S+ and 16 more$"):
+        stand_in.sync(llama)
+
+
+def test_what_vllm_lays_out_in_another_way_is_left_to_the_probe(stand_in, llama):
+    stand_in.elsewise = "lm_head.weight"
+    stand_in.sync(llama)
+    stand_in.sync(changed(llama))
+    stand_in.lost = "lm_head.weight"
+    with pytest.raises(EngineError, match="did not arrive: after a sync the log-probabilities of a probe differ"):
+        stand_in.sync(changed(llama))
+
+
+def test_what_does_not_arrive_at_the_first_sync_is_named_too(stand_in, llama):
+    stand_in.sync(llama)
+    stand_in.close()
+    stand_in._start = lambda policy: StandIn._start(stand_in, Policy(make_model("llama", seed=1), policy.tokenizer))
+    stand_in.lost = "model.embed_tokens.weight"
+    with pytest.raises(EngineError, match=r"of model.embed_tokens.weight, and the log-probabilities"):
+        stand_in.restart(llama)
 
 
 def test_a_nan_is_no_arrival(stand_in, llama):
@@ -489,18 +532,37 @@ class TestLlama(Slow):
         engine.sync(changed(policy))
         assert_scored_alike(policy, EVEN, engine.generate(EVEN, sampling()))
 
-    def test_after_a_sync_that_failed_it_is_dead_and_a_restart_brings_it_back(self, running, monkeypatch):
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "model.norm.weight",
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.mlp.up_proj.weight",
+            "model.layers.1.self_attn.v_proj.weight",
+            "lm_head.weight",
+        ],
+    )
+    @pytest.mark.parametrize("fate", ["dropped", "corrupted"])
+    def test_a_parameter_that_does_not_arrive_is_named_and_a_restart_brings_the_engine_back(
+        self, running, monkeypatch, name, fate
+    ):
         policy = make_policy()
         engine = running.of(policy)
         rpc = engine._llm.collective_rpc
 
-        def without_a_norm(method, kwargs):
-            weights = [(name, tensor) for name, tensor in kwargs["weights_iterator"] if name != "model.norm.weight"]
-            return rpc(method, kwargs={"weights_iterator": weights})
+        def on_the_way(method, kwargs):
+            weights = dict(kwargs["weights_iterator"])
+            tensor = weights.pop(name)
+            if fate == "corrupted":
+                weights[name] = tensor.clone()
+                weights[name].view(-1)[7] += 0.01
+            return rpc(method, kwargs={"weights_iterator": weights.items()})
 
-        monkeypatch.setattr(engine._llm, "collective_rpc", without_a_norm)
-        with pytest.raises(EngineError, match="weights did not arrive"):
-            engine.sync(changed(policy))
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._llm, "collective_rpc", on_the_way)
+            with pytest.raises(EngineError, match=f"after a sync vLLM holds other values of {name}(, and the log|$)"):
+                engine.sync(changed(policy, scale=0.02))
         with pytest.raises(EngineError, match="can no longer be used"):
             engine.generate(EVEN, sampling())
         engine.restart(policy)
@@ -562,6 +624,7 @@ class TestTied(Slow):
             engine.sync(policy)
             after = engine.generate(LONG, sampling(), n=2)
             assert_scored_alike(policy, LONG, after, 2)
+            assert engine._comparable == set(policy.model.state_dict())
             assert texts(after) != texts(before) or not np.array_equal(after.logprobs[0], before.logprobs[0]), name
             before = after
 

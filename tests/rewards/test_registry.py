@@ -139,9 +139,9 @@ def test_options_may_follow_a_name_also_those_of_a_mapping():
     ("spec", "message"),
     [
         ("exact ignore_case", "names and values in turn, got 'ignore_case'"),
-        ("exact colour red", "cannot be made with the options {'colour': 'red'}"),
+        ("exact colour red", "cannot be made with the options ['colour']"),
         ("exactt ignore_case true", "did you mean 'exact'"),
-        ("judge", "reward 'judge' cannot be made with the options {}"),
+        ("judge", "reward 'judge' cannot be made with the options []"),
         ("", "no reward is named ''"),
     ],
 )

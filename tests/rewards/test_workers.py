@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import json
 import os
 import pickle
 import signal
@@ -8,9 +9,12 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from rewards import Reward, Sample, Score, ungraded
+from rewards.background import submit
 from rewards.workers import Failure, Workers
 
 HERE = "tests.rewards.test_workers"
@@ -50,6 +54,9 @@ def act(item):
         return os.getpid()
     if item == "stdin":
         return sys.stdin.read()
+    if isinstance(item, list):  # say whose process it is that waits from now on
+        Path(item[0]).write_text(str(os.getpid()))
+        time.sleep(60)
     return item
 
 
@@ -111,6 +118,69 @@ def test_a_process_ends_at_once_whatever_its_workers_still_do(ending):
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, timeout=15)
     assert time.monotonic() - started < 15
+
+
+def kill_whoever_writes(path):
+    """End a worker as the kernel ends one that took too much memory, in the middle of an item; gives its process's id."""
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    return int(path.read_text())
+
+
+def test_a_worker_killed_in_mid_batch_costs_its_item_and_is_replaced(tmp_path):
+    workers = Workers(f"{HERE}:act", seconds=30, workers=1)
+    killing = submit(kill_whoever_writes, tmp_path / "pid")
+    before, failed, after, replaced = workers.map(["a", [str(tmp_path / "pid")], "b", "pid"])
+    assert (before, after) == ("a", "b")
+    assert failed == Failure(f"the worker of {HERE}:act ended (exit status -9)")
+    assert replaced != killing.result()
+
+
+def test_a_worker_killed_between_batches_costs_nothing():
+    workers = Workers(f"{HERE}:act", seconds=30, workers=1)
+    (killed,) = workers.map(["pid"])
+    os.kill(killed, signal.SIGKILL)
+    while _alive(killed):
+        time.sleep(0.01)
+    first, second, replaced = workers.map(["a", "b", "pid"])
+    assert (first, second) == ("a", "b")
+    assert replaced != killed
+
+
+class Fragile(Reward):
+    """Scores in two processes that samples may hang or get killed: 1 for each character."""
+
+    waits = True
+
+    def __init__(self, seconds=30.0):
+        self.workers = Workers(f"{HERE}:act", seconds=seconds, workers=2)
+
+    def __call__(self, samples):
+        results = self.workers.map([json.loads(sample.completion) for sample in samples])
+        return [ungraded(r.why) if isinstance(r, Failure) else Score(len(str(r))) for r in results]
+
+
+def samples(*items):
+    return [Sample(prompt="", completion=json.dumps(item)) for item in items]
+
+
+def test_of_a_killed_worker_one_sample_is_ungraded_and_the_others_are_scored_in_order(tmp_path):
+    submit(kill_whoever_writes, tmp_path / "pid")
+    futures = [Fragile().score_async([sample]) for sample in samples("a", [str(tmp_path / "pid")], "bb", "ccc", "dddd")]
+    scores = [future.result()[0] for future in futures]
+    assert [score.value for score in scores] == [1, None, 2, 3, 4]
+    assert "exit status -9" in scores[1].error
+
+
+def test_a_reward_that_hangs_ends_at_its_time_while_others_go_on():
+    fragile = Fragile(seconds=1.5)
+    while len(set(fragile.workers.map(["pid"] * 8))) < 2:  # both processes are up: only then is it a matter of the item
+        pass
+    hanging, *others = [fragile.score_async([sample]) for sample in samples("hang", *"abcdefgh")]
+    assert [future.result()[0].value for future in others] == [1] * 8
+    assert not hanging.done()
+    assert hanging.result()[0].error == "took longer than 1.5 s"
 
 
 def test_ctrl_c_ends_the_waiting():

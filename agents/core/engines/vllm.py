@@ -14,9 +14,10 @@ import shutil
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ import torch
 from packaging.specifiers import SpecifierSet
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from agents.core.decoder import head_width
 from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling, check_budgets
+from agents.core.engines.vllm_weights import differing_parameters, refresh_tied_head
 from agents.core.lora import POLICY, adapters, merged_state
 from agents.core.policy import Policy
 from textenv.task import Finish
@@ -52,14 +55,17 @@ PROBE_PROMPT, PROBE_NEW, PROBE_TEMPERATURE = 32, 4, 0.7
 MAX_GAP, MAX_MEAN_GAP = 1e-3, 0.25
 """Nats by which its log-probabilities may differ from the policy's: the largest where both compute in float32, otherwise the
 mean."""
+LISTED = 5
+"""Of the parameters that did not arrive, so many are named."""
 
 
 class BaseVLLMEngine(Engine):
     """What vLLM in this process and behind a server have in common: how it is asked, synced, checked, and how it dies.
 
     vLLM holds a copy of the weights, so that what is learned reaches it by :meth:`sync` alone. It starts with the first
-    sync or generation. Every sync ends with a probe, a completion that the policy scores as well. After an error vLLM
-    cannot be trusted: all that follows raises an :class:`EngineError`, until :meth:`restart`.
+    sync or generation. Every sync ends with a probe, a completion that the policy scores as well, and where the engine can
+    look at vLLM's weights, with a comparison of each parameter. After an error vLLM cannot be trusted: all that follows
+    raises an :class:`EngineError`, until :meth:`restart`.
 
     Args:
         policy: whose weights to use.
@@ -79,6 +85,8 @@ class BaseVLLMEngine(Engine):
         self._running = False
         self._death: str | None = None
         self._shapes: dict[str, torch.Size] = {}
+        self._comparable: set[str] | None = None
+        """parameters that vLLM lays out as the policy does; known after the first sync"""
         self._bias: dict[int, float] = {}
         self._held = ExitStack()
         """what :meth:`close` has to end"""
@@ -139,11 +147,11 @@ class BaseVLLMEngine(Engine):
         with self._fatal("sync"):
             if not self._running:
                 self._start(policy)
-                self._running, self._shapes = True, shapes
+                self._running, self._shapes, self._comparable = True, shapes, None
             self._load(policy, state)
             self.policy = policy
             self._bias = {int(i): -torch.inf for i in np.flatnonzero(~policy.allowed_V.cpu().numpy())}
-            self._check_arrived()
+            self._check_arrived(state)
         self.version = policy.version
 
     def restart(self, policy: Policy) -> None:
@@ -168,12 +176,38 @@ class BaseVLLMEngine(Engine):
             return Finish.EOS
         return Finish.STOP if last in sampling.stop_ids else Finish.LENGTH
 
-    def _check_arrived(self) -> None:
-        """Score a completion by the policy too.
+    def _differing(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Names of the parameters of which vLLM seems to hold other values; none where the engine cannot look at them."""
+        return []
+
+    def _check_arrived(self, state: Mapping[str, Tensor]) -> None:
+        """Compare vLLM's parameters with the policy's, and let both score a completion.
 
         Raises:
-            EngineError: the log-probabilities differ.
+            EngineError: they differ.
         """
+        differing = self._differing(state)
+        gap, limit = self._probe()
+        agrees = gap <= limit  # so that a NaN is caught too
+        if self._comparable is None and agrees:
+            # What differs all the same is laid out in another way.
+            self._comparable = state.keys() - set(differing)
+        lost = [name for name in differing if self._comparable is None or name in self._comparable]
+        faults = []
+        if lost:
+            more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+            faults.append(f"vLLM holds other values of {', '.join(lost[:LISTED])}{more}")
+        if not agrees:
+            hint = "" if lost else "; see that vLLM runs the same architecture in that dtype"
+            faults.append(
+                f"the log-probabilities of a probe differ by {gap:.3g} nats from the policy's, and the limit is {limit:g} "
+                f"for vLLM in {self.dtype} beside a policy in {_name(self.policy.model.dtype)}{hint}"
+            )
+        if faults:
+            raise EngineError(f"the policy's weights did not arrive: after a sync {', and '.join(faults)}")
+
+    def _probe(self) -> tuple[float, float]:
+        """By how many nats the log-probabilities of a completion differ from the policy's, and by how many they may."""
         policy = self.policy
         width = min(PROBE_PROMPT + PROBE_NEW, self.context or torch.inf)
         allowed = np.flatnonzero(policy.allowed_V.cpu().numpy())
@@ -186,13 +220,7 @@ class BaseVLLMEngine(Engine):
             logp_BT = policy.logprobs(tokens_BT, sampled_BT, PROBE_TEMPERATURE)[0]
         gap_T = np.abs(logp_BT[sampled_BT].cpu().numpy() - completions.logprobs[0])
         exact = self.dtype == _name(policy.model.dtype) == "float32"
-        gap, limit = (gap_T.max(), MAX_GAP) if exact else (gap_T.mean(), MAX_MEAN_GAP)
-        if not gap <= limit:  # so that a NaN is caught too
-            raise EngineError(
-                f"the policy's weights did not arrive: after a sync the log-probabilities of a probe differ by {gap:.3g} "
-                f"nats from the policy's, and the limit is {limit:g} for vLLM in {self.dtype} beside a policy in "
-                f"{_name(policy.model.dtype)}; see that vLLM runs the same architecture in that dtype"
-            )
+        return (gap_T.max(), MAX_GAP) if exact else (gap_T.mean(), MAX_MEAN_GAP)
 
     @contextmanager
     def _fatal(self, work: str) -> Iterator[None]:
@@ -323,9 +351,22 @@ class VLLMEngine(BaseVLLMEngine):
         else:
             weights = [(name, tensor.detach()) for name, tensor in state.items()]
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            self._llm.apply_model(_refresh_tied_head)
+            self._llm.apply_model(refresh_tied_head)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be emptied: there are requests under way")
+
+    def _differing(self, state: Mapping[str, Tensor]) -> list[str]:
+        if self.lora:  # vLLM takes the adapter's file with the first request
+            return []
+        transposed = {
+            f"{name.removesuffix('.base_layer')}.weight"
+            for name, module in self.policy.model.named_modules()
+            if isinstance(module, Conv1D)
+        }
+        matrices = {name: tensor.T if name in transposed else tensor for name, tensor in state.items()}
+        compare = partial(differing_parameters, state=matrices, dtype=getattr(torch, self.dtype))
+        (differing,) = self._llm.apply_model(compare)
+        return differing
 
     def _load_adapter(self, policy: Policy) -> None:
         """Write the adapter to a folder of its own: vLLM takes one of a known name or number for the one it has."""
@@ -467,13 +508,6 @@ def _base_state(model: Any) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }
-
-
-def _refresh_tied_head(model: Any) -> None:
-    """On a CPU vLLM keeps a packed copy of the output head, which reloading the embedding it is tied to does not renew."""
-    for module in model.modules():
-        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
-            module.quant_method.process_weights_after_loading(module)
 
 
 def _name(dtype: torch.dtype) -> str:

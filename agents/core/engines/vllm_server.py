@@ -37,6 +37,9 @@ class VLLMServerEngine(BaseVLLMEngine):
     and on a CPU ``--no-enable-chunked-prefill`` as well, since a long prompt with a seed ends the server otherwise. The server
     is for this engine alone: every sync changes what it answers.
 
+    The server does not say what it did with a parameter: that all have arrived is known by the probe alone, which in float32
+    notices a change of 0.001 nats, and without a name.
+
     The routes that change the weights answer everyone who reaches the server, without a key: it must listen on
     ``127.0.0.1``, or on a network that nobody else is on.
 

@@ -1,6 +1,7 @@
 import pytest
 
-from benchmarks.report.text import html_text, markdown_text, shortened, visible
+from benchmarks.report.text import html_text, markdown_text, shortened
+from rewards.terminal import visible
 
 
 def test_control_characters_become_their_pictures_and_line_breaks_stay():
