@@ -75,9 +75,7 @@ class Agent:
         self.task = make_task(env_id, **task_options(self.config))
         self._reward_at_start = as_reward(self.task.reward)
         # One that adapts to the training does so for this agent alone: the registered one may be another's next.
-        self.reward = (
-            copy.deepcopy(self._reward_at_start) if self._reward_at_start.state_dict() else self._reward_at_start
-        )
+        self.reward = copy.deepcopy(self._reward_at_start) if self._reward_at_start.adapts else self._reward_at_start
         self.check_before_loading()
         self.policy = self._load_policy(checkpoint)
         self.learner = Learner(
@@ -155,7 +153,7 @@ class Agent:
     def rollout(self, split: str = "train", **options: Any) -> Rollout:
         """A rollout of this agent's policy on its task. ``options``: see :class:`agents.core.rollout.Rollout`."""
         # What adapts would make an evaluation after the training another measure than the one before it.
-        reward = self._reward_at_start if split == "eval" and self.reward.state_dict() else self.reward
+        reward = self._reward_at_start if split == "eval" and self.reward.adapts else self.reward
         # One completion a problem leaves a reward that compares completions nothing to compare.
         compares = split == "eval" and any(part.whole_groups for part in reward.walk())
         max_ungraded = 1.0 if compares else self.config.max_ungraded

@@ -80,14 +80,12 @@ class Ahead(Generic[Batch]):
                 yield
 
     def measure_gap(self, batch: Trajectories) -> dict[str, float]:
-        """``logp_gap`` and ``logp_gap_max`` of the batch's first group, at the weights that sampled it.
+        """How far the batch's first group is from what it was sampled with, at the weights that sampled it.
 
         To be called before :meth:`sampling` changes them.
         """
         rows = batch.rows[: self.agent.config.group_size]
-        logp_RT = self.agent.learner.logprobs(batch, rows, policy=self.copy)[rows]
-        gap_N = (logp_RT - batch.logp_BT[rows])[batch.sampled_BT[rows]].abs()
-        return {"logp_gap": float(gap_N.mean()), "logp_gap_max": float(gap_N.max())}
+        return self.agent.learner.measure_gap(batch, rows, policy=self.copy)
 
     def weights(self) -> dict[str, Tensor]:
         """Those of the copy which the policy's may differ from, by name."""

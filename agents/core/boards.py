@@ -26,7 +26,9 @@ class Boards:
     def __init__(self, folder: Path, config: Mapping[str, Any], first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        # TensorBoard reads files in the order of the clock. Had that gone back, a first file's purge would hide the later ones.
+        purge = first_step if first_step > 1 else None
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._tensorboard: Any = writer.file_writer  # takes all scalars of a step at once
         self._wandb: Any = None
         if os.environ.get(WANDB):

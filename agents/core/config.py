@@ -68,6 +68,8 @@ class AgentConfig:
     """Held-out problems played before and after training."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always leaves one."""
+    keep: int = 2
+    """Checkpoints that stay, the newest ones. More than one, so that there is another where the newest is damaged."""
     run_dir: str | None = None
     """Where the run is kept; default runs/AGENT-ENVIRONMENT-TIME."""
     on_alarm: Literal["warn", "stop"] = "warn"
@@ -83,6 +85,7 @@ class AgentConfig:
             "tokens_per_microbatch",
             "eval_episodes",
             "checkpoint_every",
+            "keep",
         ):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("warmup_steps", "weight_decay", "seed", "lora_rank"):
@@ -91,9 +94,7 @@ class AgentConfig:
         require(0 <= self.max_ungraded < 1, "max_ungraded", "from 0 to below 1", self.max_ungraded)
         check_alarms(self.alarms)
         require(self.max_grad_norm > 0, "max_grad_norm", "more than 0", self.max_grad_norm)
-        require(
-            self.learning_rate is None or self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate
-        )
+        require(self.learning_rate is None or self.learning_rate >= 0, "learning_rate", "0 or more", self.learning_rate)
 
     @property
     def base_learning_rate(self) -> float:

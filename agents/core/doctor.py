@@ -29,7 +29,6 @@ are told. All that spans steps is in the agent's state, and so in every checkpoi
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +41,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from agents.core.trajectories import Trajectories
+from rewards.terminal import visible
 from textenv.task import Finish
 
 if TYPE_CHECKING:
@@ -112,26 +112,25 @@ class Doctor:
         rows = list(range(len(self._completions)))
         if found.shown is not None:
             rows = found.shown().double().argsort(descending=True, stable=True).tolist()
-        samples = [visible(" | ".join(self._completions[row])) for row in rows[:2]]
+        samples = [one_line(" | ".join(self._completions[row])) for row in rows[:2]]
         alarm = {"step": step, "rule": name, "over": over, "value": found.value, "threshold": self._threshold(name)}
-        with open(self.training.run.folder / ALARMS_FILE, "a") as file:
-            file.write(json.dumps(alarm | {"sentence": sentence, "samples": samples}) + "\n")
+        self.training.run.append(ALARMS_FILE, alarm | {"sentence": sentence, "samples": samples})
         what = "all clear" if over else "ALARM"
         measured = f"{name} {found.value:.3g}, threshold {self._threshold(name):g}"
         print(f"{what} in step {step}: {sentence} ({measured})", *samples, sep="\n    ", flush=True)
 
 
-def visible(text: str) -> str:
-    """``text`` in one line without control characters or turned directions, its middle left out where it is long.
+def one_line(text: str) -> str:
+    """``text`` in one line with nothing in it that acts, its middle left out where it is long.
 
     Example:
-        >>> visible("one\\n\\x1b[31mtwo")
-        'one [31mtwo'
+        >>> one_line("one\\n\\x1b[31mtwo")
+        'one ␛[31mtwo'
     """
     half = LONGEST_SAMPLE // 2
     if len(text) > LONGEST_SAMPLE:
         text = f"{text[:half]} … {text[-half:]}"
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join(visible(text).split())
 
 
 def check_alarms(thresholds: Mapping[str, float]) -> None:

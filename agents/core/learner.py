@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from agents.core.critic import AdapterCritic, Critic
+from agents.core.gate import gap_metrics
 from agents.core.head import KEPT
 from agents.core.linear import multiplies_bfloat16
-from agents.core.lora import adapters, load_adapters, save_adapters
+from agents.core.lora import ADAPTERS_FILE, adapter_state, adapters, load_adapters
+from agents.core.memory import WHAT_TO_DO, NoMemoryError, gradient_at_hand, is_out_of_memory, needing
 from agents.core.policy import Policy, Scorer, States
 from agents.core.timing import Clock
 from agents.core.trajectories import Trajectories
@@ -27,9 +29,13 @@ from textenv.episodes import Source
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 CRITIC_FILE = "critic.safetensors"
+LIMIT = "tokens_per_microbatch"
+"""Beside the optimiser's state: how large micro-batches are by now."""
+OF_OPTIMISER = "set save_memory to 'offload' on a GPU, train adapters (lora_rank), or take a smaller model"
 
 Precision = Literal["float32", "bfloat16"]
 SaveMemory = Literal["no", "recompute", "offload"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Learner:
         weight_decay: decoupled.
         max_grad_norm: longer gradients are scaled down to this.
         tokens_per_microbatch: most tokens, padding included, that go through the model at once; a memory setting that
-            changes no result.
+            changes no result. Where the memory does not hold as many it is halved, and all begins anew with the same gradient.
         temperature: of the sampling, so that tokens are scored in the distribution they were drawn from.
         precision: of the products with weights; "bfloat16" rounds their operands, while weights, the optimiser's state,
             log-probabilities and losses stay as they are.
@@ -101,6 +107,8 @@ class Learner:
         self.policy, self.critic = policy, critic
         self.max_grad_norm = max_grad_norm
         self.tokens_per_microbatch = tokens_per_microbatch
+        self._tried = 1, 0
+        """rows of the micro-batch under way, and their tokens, padding included"""
         self.temperature = temperature
         self.precision, self.offloads = precision, save_memory == "offload"
         self.clock = Clock()
@@ -127,38 +135,85 @@ class Learner:
         """One optimiser step on ``rows`` of ``batch``, and on the whole of another batch beside it.
 
         Returns:
-            ``loss``, ``grad_norm`` before clipping (and ``critic_grad_norm``), ``entropy`` in nats a token, ``logp_gap`` and
-            ``logp_gap_max`` (absolute difference in nats between a token's log-probability as sampled and as scored here),
-            and the sums of the metrics that the losses give.
+            ``loss``, ``grad_norm`` before clipping (and ``critic_grad_norm``), ``entropy`` in nats a token, how far tokens'
+            log-probabilities are from those that they were sampled with (:func:`agents.core.gate.gap_metrics`), and the sums
+            of the metrics that the losses give.
 
         Raises:
             FloatingPointError: the gradient is not finite; the weights are as before.
+            NoMemoryError: for a single row, or for the optimiser's state.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+
+        def gather() -> dict[str, Tensor]:
+            self.optimizer.zero_grad(set_to_none=True)
+            return self._gather(batch, rows, loss, beside)
+
+        sums = self._fitting(gather)
+        with self.clock("optimise"), needing("the optimiser's state", OF_OPTIMISER):
+            return self._optimise(sums)
+
+    def _gather(self, batch: Trajectories, rows: Tensor, loss: Loss, beside: Beside | None) -> dict[str, Tensor]:
+        """Add the gradient of a step to the parameters'. Returns the step's metrics."""
         tokens = batch.sampled_BT[rows].sum()
-        gaps: list[Tensor] = []
+        gap_BT = torch.zeros_like(batch.logp_BT)
 
         def observed(scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
             share, metrics = loss(scored)
-            gap_RT = (scored.logp_RT.detach() - scored.of(batch.logp_BT)).abs()
-            gap_RT = torch.where(scored.sampled_RT, gap_RT, 0.0)
-            gaps.append(gap_RT.max())
+            gap_RT = scored.logp_RT.detach() - scored.of(batch.logp_BT)
+            gap_BT[scored.rows, : gap_RT.shape[1]] = gap_RT
             batch.note("entropy", scored.entropy_RT, scored.rows)
-            batch.note("ratio", (scored.logp_RT - scored.of(batch.logp_BT)).exp(), scored.rows)
-            entropy, gap = scored.entropy_RT.sum() / tokens, gap_RT.sum() / tokens
-            return share, metrics | {"loss": share.detach(), "entropy": entropy, "logp_gap": gap}
+            batch.note("ratio", gap_RT.exp(), scored.rows)
+            return share, metrics | {"loss": share.detach(), "entropy": scored.entropy_RT.sum() / tokens}
 
         sums: dict[str, Tensor] = {}
         for part in self.microbatches(batch, rows):
-            self._add_gradient(self._forward(batch, part), observed, sums)
+            self._add_gradient(self.trunk(batch, part), observed, sums)
         if beside is not None:
             other, other_loss = beside
             for part in self.microbatches(other, other.rows):
-                self._add_gradient(self._forward(other, part, valued=False), other_loss, sums)
-        with self.clock("optimise"):
-            return self._optimise(sums | {"logp_gap_max": torch.stack(gaps).max()})
+                self._add_gradient(self.trunk(other, part, valued=False), other_loss, sums)
+        return sums | gap_metrics(gap_BT[rows], batch.sampled_BT[rows])
 
-    def _add_gradient(self, part: _Part, loss: Loss, sums: dict[str, Tensor]) -> None:
+    def _fitting(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns; where the memory does not hold a micro-batch of it, it begins anew with smaller ones.
+
+        Raises:
+            NoMemoryError: for a single row.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                rows, tokens = self._tried
+                if not is_out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise NoMemoryError(f"a single row, of {tokens} tokens,", error, WHAT_TO_DO) from error
+            # Only here is all given back that the error's traceback held.
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.tokens_per_microbatch = tokens // 2
+            print(
+                f"a micro-batch of {rows} rows of {tokens // rows} tokens found no memory: from now on one has at most "
+                f"{self.tokens_per_microbatch} tokens, with the same result",
+                flush=True,
+            )
+
+    def rehearse(self, batch: Trajectories) -> None:
+        """Learn from all of a batch and forget it: micro-batches that the memory does not hold are halved now.
+
+        Raises:
+            NoMemoryError: for a single row.
+        """
+
+        def loss(scored: Scored) -> tuple[Tensor, dict[str, Tensor]]:
+            share = scored.logp_RT.sum()
+            return (share if scored.value_RT is None else share + scored.value_RT.sum()), {}
+
+        with gradient_at_hand(self.optimizer):
+            self._fitting(lambda: self._gather(batch, batch.rows, loss, None))
+
+    def _add_gradient(self, part: Part, loss: Loss, sums: dict[str, Tensor]) -> None:
         """Add a micro-batch's gradient to the parameters', and its metrics to ``sums``.
 
         The output head is gone through by a few rows at a time, as far as their gradient in the states; then comes the trunk.
@@ -205,9 +260,9 @@ class Learner:
 
     def score(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> Scored:
         """Score ``rows`` with the current weights, cut to the longest of them; with a critic, value them too if ``valued``."""
-        return self._readout(self._forward(batch, rows, valued=valued))
+        return self._readout(self.trunk(batch, rows, valued=valued))
 
-    def _forward(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> _Part:
+    def trunk(self, batch: Trajectories, rows: Tensor, *, valued: bool = True) -> Part:
         """The way of ``rows`` through the trunk, or the trunks."""
         tokens_RT, sampled_RT = _cut(batch, rows)
         valued_NH = None
@@ -215,9 +270,9 @@ class Learner:
             states = self.policy.states(tokens_RT, sampled_RT)
             if self.critic is not None and valued:
                 valued_NH = self.critic.hidden(tokens_RT, sampled_RT, states.hidden_NH)
-        return _Part(rows, tokens_RT, sampled_RT, states.hidden_NH, states.logits_NV, valued_NH)
+        return Part(rows, tokens_RT, sampled_RT, states.hidden_NH, states.logits_NV, valued_NH)
 
-    def _readout(self, part: _Part) -> Scored:
+    def _readout(self, part: Part) -> Scored:
         """Their way through the heads."""
         sampled_RT, states = part.sampled_RT, States(part.hidden_NH, part.logits_NV)
         with self._in_precision():
@@ -243,14 +298,18 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, batch: Trajectories, rows: Tensor, policy: Scorer | None = None) -> Tensor:
         """``logp_BT`` of ``rows`` under the current weights, or those of another policy; 0 in all other rows."""
-        logp_BT = torch.zeros_like(batch.logp_BT)
         scorer = policy or self.policy
-        with self.clock("forward"), self._at_hand(scorer), self._in_precision():
+
+        def score() -> Tensor:
+            logp_BT = torch.zeros_like(batch.logp_BT)
             for part in self.microbatches(batch, rows):
                 tokens_RT, sampled_RT = _cut(batch, part)
                 logp_RT, _ = scorer.logprobs(tokens_RT, sampled_RT, self.temperature)
                 logp_BT[part, : logp_RT.shape[1]] = logp_RT
-        return logp_BT
+            return logp_BT
+
+        with self.clock("forward"), self._at_hand(scorer), self._in_precision():
+            return self._fitting(score)
 
     @contextmanager
     def _at_hand(self, scorer: Scorer) -> Iterator[None]:
@@ -267,13 +326,17 @@ class Learner:
     @torch.no_grad()
     def logprobs_and_values(self, batch: Trajectories, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``logp_BT`` and ``value_BT`` of ``rows`` under the current weights, in one pass; 0 in all other rows."""
-        logp_BT, value_BT = torch.zeros_like(batch.logp_BT), torch.zeros_like(batch.logp_BT)
-        for part in self.microbatches(batch, rows):
-            scored = self.score(batch, part)
-            assert scored.value_RT is not None
-            logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
-            value_BT[part, : scored.logp_RT.shape[1]] = scored.value_RT
-        return logp_BT, value_BT
+
+        def score() -> tuple[Tensor, Tensor]:
+            logp_BT, value_BT = torch.zeros_like(batch.logp_BT), torch.zeros_like(batch.logp_BT)
+            for part in self.microbatches(batch, rows):
+                scored = self.score(batch, part)
+                assert scored.value_RT is not None
+                logp_BT[part, : scored.logp_RT.shape[1]] = scored.logp_RT
+                value_BT[part, : scored.logp_RT.shape[1]] = scored.value_RT
+            return logp_BT, value_BT
+
+        return self._fitting(score)
 
     def last_values(self, batch: Trajectories) -> Tensor:
         """The value of the state that each episode ended in ``(B,)``: the one that a further token would be chosen in."""
@@ -286,21 +349,32 @@ class Learner:
         )
         return self.logprobs_and_values(further, further.rows)[1].gather(1, end_B1).squeeze(1)
 
-    def measure_gap(self, batch: Trajectories, rows: Tensor) -> dict[str, float]:
-        """``logp_gap`` and ``logp_gap_max`` of ``rows``, as :meth:`step` has them, where there is no step to take."""
-        sampled_RT = batch.sampled_BT[rows]
-        gap_N = (self.logprobs(batch, rows)[rows] - batch.logp_BT[rows])[sampled_RT].abs()
-        return {"logp_gap": float(gap_N.mean()), "logp_gap_max": float(gap_N.max())}
+    def measure_gap(self, batch: Trajectories, rows: Tensor, policy: Scorer | None = None) -> dict[str, float]:
+        """How far ``rows`` are from what they were sampled with, as :meth:`step` has it, where there is no step to take.
+
+        Args:
+            policy: which scores them; default the one that is trained.
+        """
+        gap_RT = self.logprobs(batch, rows, policy=policy)[rows] - batch.logp_BT[rows]
+        return {name: float(gap) for name, gap in gap_metrics(gap_RT, batch.sampled_BT[rows]).items()}
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The optimiser's state, and what is trained that a saved policy does not hold: tensors by file and name."""
+        state = self.optimizer.state_dict()["state"]
+        files = {
+            OPTIMIZER_FILE: {f"{at}/{name}": tensor for at, entry in state.items() for name, tensor in entry.items()}
+        }
+        if self.critic is not None:
+            files[CRITIC_FILE] = self.critic.state_dict()
+        if adapters(self.policy.model):
+            files[ADAPTERS_FILE] = adapter_state(self.policy.model)
+        files[OPTIMIZER_FILE][LIMIT] = torch.tensor(self.tokens_per_microbatch)
+        return files
 
     def save(self, folder: Path) -> None:
-        """Write the optimiser's state to ``folder``, and what is trained that a saved policy does not hold."""
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"{index}/{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
-        save_file(tensors, folder / OPTIMIZER_FILE)
-        if self.critic is not None:
-            save_file(self.critic.state_dict(), folder / CRITIC_FILE)
-        if adapters(self.policy.model):
-            save_adapters(self.policy, folder)
+        """Write :meth:`files` to ``folder``."""
+        for name, tensors in self.files().items():
+            save_file(tensors, folder / name)
 
     def load(self, folder: Path) -> None:
         """Take from ``folder`` what :meth:`save` left there."""
@@ -308,8 +382,11 @@ class Learner:
             load_adapters(self.policy, folder)
         if self.critic is not None:
             self.critic.load_state_dict(load_file(folder / CRITIC_FILE))
+        tensors = load_file(folder / OPTIMIZER_FILE)
+        if LIMIT in tensors:  # runs of old have none
+            self.tokens_per_microbatch = min(self.tokens_per_microbatch, int(tensors.pop(LIMIT)))
         state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in load_file(folder / OPTIMIZER_FILE).items():
+        for key, tensor in tensors.items():
             index, name = key.split("/")
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -326,12 +403,13 @@ class Learner:
                 yield torch.tensor(part, device=rows.device)
                 part = []
             part.append(row)
+            self._tried = len(part), len(part) * length
         if part:
             yield torch.tensor(part, device=rows.device)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Rows between trunk and heads: the N states of their sampled tokens, row after row, and those that are valued."""
 
     rows: Tensor
@@ -346,7 +424,7 @@ class _Part:
         """What the trunks made, and gradients flow back into."""
         return self.hidden_NH, self.logits_NV, self.valued_NH
 
-    def detached(self, most: int) -> list[_Part]:
+    def detached(self, most: int) -> list[Part]:
         """Consecutive rows of at most ``most`` sampled tokens, one at least, each with states that keep their gradient."""
         counts = self.sampled_RT.sum(dim=1).tolist()
         rows_in, states_in = [0], [0]
@@ -363,9 +441,9 @@ class _Part:
             return [leaf.requires_grad_(x.requires_grad) for leaf in x.detach().split(states_in)]
 
         rows = (x.split(rows_in) for x in (self.rows, self.tokens_RT, self.sampled_RT))
-        return [_Part(*piece) for piece in zip(*rows, *map(leaves, self.made), strict=True)]
+        return [Part(*piece) for piece in zip(*rows, *map(leaves, self.made), strict=True)]
 
-    def backward(self, pieces: Sequence[_Part]) -> None:
+    def backward(self, pieces: Sequence[Part]) -> None:
         """Hand what the ``pieces`` have gathered on to the trunks."""
         roots, grads = [], []
         for whole, *leaves in zip(self.made, *(piece.made for piece in pieces), strict=True):
@@ -390,24 +468,13 @@ def shuffled_parts(rows: Tensor, parts: int, seed: tuple[int, ...]) -> Iterator[
             yield rows[torch.from_numpy(part).to(rows.device)]
 
 
-def check_logp_gap(metrics: Mapping[str, float], limit: float) -> None:
-    """Hold engine and learner to one distribution, by what was measured on a fresh batch.
-
-    Raises:
-        RuntimeError: their log-probabilities differ by more than ``limit`` nats a token in the mean.
-    """
-    if metrics["logp_gap"] > limit:
-        raise RuntimeError(
-            f"the engine sampled from another distribution than the learner scores: log-probabilities differ by "
-            f"{metrics['logp_gap']:.3g} nats a token in the mean, at most {metrics['logp_gap_max']:.3g}, and the limit "
-            f"max_logp_gap is {limit:g}; check that engine and learner hold the same weights and dtype"
-        )
-
-
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean over the updates on one batch; but the gap to the engine is that of the first, when all was fresh."""
-    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    return means | {name: updates[0][name] for name in ("logp_gap", "logp_gap_max")}
+    first = updates[0]
+    return {
+        name: value if name.startswith("logp_gap") else sum(update[name] for update in updates) / len(updates)
+        for name, value in first.items()
+    }
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

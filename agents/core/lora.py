@@ -123,7 +123,7 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     tensors are the model's own. Without adapters it is the model's state.
     """
     state = model.state_dict()
-    for name in _adapter_state(model):
+    for name in adapter_state(model):
         del state[name]
     state = {name.replace(".base_layer", ""): tensor for name, tensor in state.items()}
     for name, layer in _lora_layers(model):
@@ -136,7 +136,7 @@ def merged_state(model: Any) -> dict[str, Tensor]:
 
 def save_adapters(policy: Policy, folder: str | Path) -> None:
     """Write all adapters to one file in ``folder``; with the model they were added to, they are the whole policy."""
-    save_file(_adapter_state(policy.model), Path(folder) / ADAPTERS_FILE)
+    save_file(adapter_state(policy.model), Path(folder) / ADAPTERS_FILE)
 
 
 def load_adapters(policy: Policy, folder: str | Path) -> None:
@@ -145,7 +145,7 @@ def load_adapters(policy: Policy, folder: str | Path) -> None:
     Raises:
         ValueError: they are of other names or sizes than those of the policy.
     """
-    state, saved = _adapter_state(policy.model), load_file(Path(folder) / ADAPTERS_FILE)
+    state, saved = adapter_state(policy.model), load_file(Path(folder) / ADAPTERS_FILE)
     sizes, saved_sizes = ({name: tuple(tensor.shape) for name, tensor in held.items()} for held in (state, saved))
     if sizes != saved_sizes:
         name = min(name for name, _ in sizes.items() ^ saved_sizes.items())
@@ -173,7 +173,7 @@ def _lora_layers(model: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _adapter_state(model: Any) -> dict[str, Tensor]:
+def adapter_state(model: Any) -> dict[str, Tensor]:
     """The adapters' tensors, sharing the model's memory."""
     prefixes = tuple(f"{name}.lora_" for name, _ in _lora_layers(model))
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}

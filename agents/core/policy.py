@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -304,12 +305,31 @@ class Policy(nn.Module):
         Of the model's ``generation_config`` only the end-of-sequence ids are kept: the rest recommends a sampling that
         this policy was not trained with. A LoRA is merged into the weights written, not into those of the policy.
         """
+        self._write(merged_state(self.model), folder)
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """What writes to a folder what :meth:`save` would write now, whatever becomes of the weights until then."""
+        return partial(self._write, copied(merged_state(self.model)))
+
+    def _write(self, state: dict[str, Tensor], folder: str | Path) -> None:
         from transformers import GenerationConfig
 
         self.model.generation_config = GenerationConfig(eos_token_id=list(self.tokenizer.eos_ids))
         with no_progress_bar():
-            self.model.save_pretrained(folder, state_dict=merged_state(self.model))
+            self.model.save_pretrained(folder, state_dict=state)
         self.tokenizer.to_transformers().save_pretrained(folder)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are now, in the CPU's memory; where two names share one, so do they in the copy."""
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        key = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        found[name] = copies[key]
+    return found
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from agents.core.advantages import group_advantages, part_advantages
 from agents.core.agent import Agent
 from agents.core.ahead import Ahead
 from agents.core.config import TINY, AgentConfig, require
+from agents.core.gate import check_logp_gap
 from agents.core.kl import adapt_kl_coef, kl_estimate
-from agents.core.learner import Beside, Scored, check_logp_gap, mean_metrics, shuffled_parts
+from agents.core.learner import Beside, Scored, mean_metrics, shuffled_parts
 from agents.core.losses import (
     Aggregation,
     Denominators,
@@ -40,7 +41,7 @@ from textenv.wrappers import kl_penalty
 SHUFFLING = 0x5A4C
 """First word of every shuffle's seed, which sets its stream apart from those of problems, replies and sampling."""
 TIS_CAP = 2.0
-"""Largest weight of a token that was sampled one step late."""
+"""Largest weight of a token that the learner finds likelier than what sampled it did."""
 
 Batch = TypeVar("Batch")
 Weigh = Callable[[Scored, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -74,7 +75,7 @@ class PolicyGradientConfig(AgentConfig):
     """Adapt the KL coefficients so that the KL to the start stays near this, in nats a sequence; default they are fixed."""
     max_logp_gap: float = 0.1
     """Largest mean difference, in nats, between a token's log-probability when sampled and when scored; more stops the
-    run, since the learner would train on another distribution than was sampled."""
+    run, since the learner would train on another distribution than was sampled. Each token is weighed for what is less."""
     staleness: Literal[0, 1] = 0
     """1 samples the next batch while this one is learned from, so with weights one step old, which each token is weighed
     for; it takes a copy of the weights."""
@@ -264,7 +265,7 @@ class PolicyGradient(Agent):
 
         Args:
             batch: what was sampled.
-            loss: takes a :class:`Scored`, ``old_BT`` and ``denominators``.
+            loss: takes a :class:`Scored`, ``old_BT``, ``denominators`` and ``weigh``, a :data:`Weigh`.
             step: the number of the step, for the seed of the shuffle.
             trained_B: bool, the rows that have a gradient; only these go through the model.
             counted_B: bool, the rows that count in the denominators; default all. The gradient is the same as if all of
@@ -321,10 +322,8 @@ class PolicyGradient(Agent):
                 trained = part[trained_B[part]]
                 if len(trained):
                     also = None if beside is None else beside((*seed, number), len(part))
-                    own = partial(loss, old_BT=old_BT, denominators=denominators)
-                    if config.staleness:
-                        tokens = int(batch.sampled_BT[trained].sum())
-                        own = partial(own, weigh=partial(tis_weights, behaviour_BT=batch.logp_BT, tokens=tokens))
+                    weigh = partial(tis_weights, behaviour_BT=batch.logp_BT, tokens=batch.sampled_BT[trained].sum())
+                    own = partial(loss, old_BT=old_BT, denominators=denominators, weigh=weigh)
                     updates.append(learner.step(batch, trained, own, beside=also))
                     self.flops += training_flops(self.policy, batch.length_B[trained])
         metrics = mean_metrics(updates) if updates else learner.measure_gap(batch, batch.rows[: config.group_size])
@@ -388,7 +387,7 @@ def policy_loss(
         advantage: of every episode of the batch, ``(B,)``, or of every token, ``(B, T)``.
         old_BT: log-probabilities before the first update on the batch; None if this is the first.
         denominators: of the whole update batch.
-        weigh: multiplies the loss of each token, where older weights sampled it: :func:`tis_weights`.
+        weigh: multiplies the loss of each token for what sampled it: :func:`tis_weights`.
         reference_BT: log-probabilities of the reference, for the KL term.
         kl_loss_coef: weight of the k3 estimate; 0 for no term.
     """
@@ -416,19 +415,20 @@ def kl_term(
 
 
 def tis_weights(
-    scored: Scored, old_RT: Tensor, *, behaviour_BT: Tensor, tokens: int
+    scored: Scored, old_RT: Tensor, *, behaviour_BT: Tensor, tokens: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Truncated importance weights ``min(exp(old - behaviour), TIS_CAP)`` of tokens that older weights sampled ``(R, T)``
-    (Ionides 2008, J. Comput. Graph. Stat. 17, 295-311), and a micro-batch's share of their metrics.
+    """Truncated importance weights ``min(exp(old - behaviour), TIS_CAP)`` of tokens ``(R, T)`` (Ionides 2008, J. Comput. Graph.
+    Stat. 17, 295-311), and a micro-batch's share of their metrics.
 
-    Each token is weighed by itself: the product over a sequence would be decided by its length. The weights correct for who
-    sampled; how far the updates on the batch go from ``old`` is the clip's affair.
+    They correct for an engine that computes otherwise than the learner, and for older weights; where both are the same, they
+    are 1 but for rounding. How far the updates on the batch go from ``old`` is the clip's affair. Each token is weighed by
+    itself: the product over a sequence would be decided by its length.
 
     Args:
         scored: the micro-batch under the current weights.
         old_RT: its log-probabilities before the first update on the batch.
         behaviour_BT: log-probabilities of the whole batch when it was sampled.
-        tokens: that the whole update batch is trained on.
+        tokens: how many the whole update batch is trained on.
     """
     ratio_RT = token_ratio(old_RT, scored.of(behaviour_BT))
     weight_RT = ratio_RT.clamp(max=TIS_CAP)

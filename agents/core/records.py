@@ -11,6 +11,7 @@ from agents.core.sources import checkpoints, damage_of
 from rewards.rows import read_rows, row_error
 
 SCHEMA = 1
+METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "lock"
 """Held by the training at work in a run's folder."""
 Row = dict[str, Any]
@@ -29,12 +30,7 @@ def read_config(run: Path) -> dict[str, Any]:
         ValueError: there is no run, or one that this version cannot read.
     """
     path = run / "config.json"
-    try:
-        described = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        described = {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    described = read_json(path) if path.exists() else {}
     if "agent" not in described:
         raise ValueError(f"no run in {run}; give the folder that a run printed as its own")
     if described.get("schema") != SCHEMA:
@@ -45,20 +41,45 @@ def read_config(run: Path) -> dict[str, Any]:
     return described
 
 
+def read_json(path: Path) -> Any:
+    """What a file of a run holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; bring it back from a copy") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that grows by lines, none if there is no file; each has its ``step``.
+
+    A last line without its newline is still being written, or was when the run was killed: it is left out.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged in line {number}: {error}; bring it back from a copy") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path} is damaged in line {number}: no step in it; bring it back from a copy")
+        rows.append(row)
+    return rows
+
+
 def read_metrics(run: Path) -> dict[int, dict[str, Any]]:
     """The metrics of every step of a run, by its number; None for what was no number.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = run / "metrics.jsonl"
-    # A line without its newline is still being written.
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return {row["step"]: row for row in rows}
+    return {row["step"]: row for row in read_lines(run / METRICS_FILE)}
 
 
 def rollout_path(run: Path, step: int) -> Path:

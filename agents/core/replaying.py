@@ -212,7 +212,7 @@ class Replay(Training):
             raise self._wrong_number("more")
         last = self.step + 1 == self._steps[-1]
         # What the reward has learned from, it must learn from again.
-        if self._sample_again and (last or self.agent.reward.state_dict()):
+        if self._sample_again and (last or self.agent.reward.adapts):
             self._compare(rows, sample(index, prompts, group_size, **options))
         return from_rows(rows, self._settings)
 
@@ -225,8 +225,8 @@ class Replay(Training):
     def _compare(self, rows: list[Row], again: Trajectories) -> None:
         for then, now in zip(rows, episode_rows(again), strict=True):
             self._sampled.completions += 1
-            self._sampled.tokens += now["tokens"] == then["tokens"]
-            self._sampled.logprobs += now["logp"] == then["logp"]
+            self._sampled.tokens += np.array_equal(now["tokens"], then["tokens"])
+            self._sampled.logprobs += np.array_equal(now["logp"], np.float32(then["logp"]))
             value = value_of(then, self._settings)
             self._sampled.scores += (now["return"], now["parts"]) == (value, then["parts"])
 

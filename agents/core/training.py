@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import signal
 import threading
@@ -19,8 +18,10 @@ import torch
 
 from agents.core.doctor import Doctor
 from agents.core.evaluate import Evaluation
+from agents.core.memory import foresee
 from agents.core.monitors import Monitor, flags_of
 from agents.core.progress import LiveLine
+from agents.core.records import read_json
 from agents.core.run import Run
 from agents.core.trajectories import Trajectories
 from agents.core.usage import memory_peak_mb, peak_flops
@@ -71,8 +72,7 @@ class Training:
         config = agent.config
         folder = config.run_dir or default_run_dir(agent.name, agent.env_id)
         described = {**describe(agent), "total_episodes": total_episodes, "monitors": flags_of(callback)}
-        self.run = Run(folder, described, resume=agent.resumed)
-        self.run.forget_after(agent.start)
+        self.run = Run(folder, described, resume=agent.resumed, keep=config.keep)
         self.doctor = Doctor(self)
         self._line = LiveLine(agent.name, total_episodes)
         self._signal: signal.Signals | None = None
@@ -85,17 +85,26 @@ class Training:
         self._peak_flops = peak_flops(agent.policy.device, dtype)
 
     def __enter__(self) -> Training:
-        print(f"the run is in {self.run.folder}", flush=True)
-        rows = self.agent.config.prompts_per_step * getattr(self.agent.config, "group_size", 1)
-        if (plan := self.agent.engine.plan(rows, self.agent.task.max_tokens)) is not None:
-            print(plan, flush=True)
-        if isinstance(self.callback, Monitor):
-            self.callback.start(self)
-        self.before = self._evaluate_once("before")
+        try:
+            self._begin()
+        except BaseException:
+            self.run.close(patient=False)
+            raise
         self._started = time.monotonic()
         self._listen()
         self._line.__enter__()
         return self
+
+    def _begin(self) -> None:
+        self.run.forget_after(self.agent.start)
+        print(f"the run is in {self.run.folder}", flush=True)
+        rows = self.agent.config.prompts_per_step * getattr(self.agent.config, "group_size", 1)
+        if (plan := self.agent.engine.plan(rows, self.agent.task.max_tokens)) is not None:
+            print(plan, flush=True)
+        self.forecast = foresee(self.agent)
+        if isinstance(self.callback, Monitor):
+            self.callback.start(self)
+        self.before = self._evaluate_once("before")
 
     def _listen(self) -> None:
         """Let Ctrl-C and SIGTERM end the training after the step under way; a second one ends it at once."""
@@ -191,8 +200,10 @@ class Training:
             self.doctor.look_at_error()
         if error is not None:
             print(f"stopped after step {self.step}; go on with: textenv train --resume {self.run.folder}")
-        self.run.close()
+        self.run.close(patient=error is None)
         if error is None:
+            peak = memory_peak_mb(self.agent.policy.device)
+            print(f"memory: {peak:,.0f} MiB at the peak, {self.forecast.peak / 2**20:,.0f} predicted")
             if self.stopped is not None:
                 print(f"training stopped after step {self.step}: {self.stopped}")
             if self.agent.start < self.step:  # an evaluation from before these steps is out of date
@@ -203,7 +214,7 @@ class Training:
         """The evaluation before or after training; a resumed run reads the one it made then."""
         path = self.run.folder / f"evaluation_{moment}.json"
         if path.exists():
-            return Evaluation(**json.loads(path.read_text()))
+            return Evaluation(**read_json(path))
         evaluation = self.agent.evaluate()
         self.run.save_json(path.name, asdict(evaluation))
         return evaluation

@@ -81,6 +81,10 @@ class PPOConfig(PolicyGradientConfig):
         for name in ("critic_learning_rate", "value_clip", "kl_step_target"):
             require(getattr(self, name) is None or getattr(self, name) > 0, name, "more than 0", getattr(self, name))
         require(
+            self.critic_learning_rate is None or self.learning_rate != 0,
+            "critic_learning_rate", "left out with learning_rate 0, with which it rises and falls", self.critic_learning_rate,
+        )  # fmt: skip
+        require(
             self.clip_ratio_max is None or self.kl_step_target is None,
             "clip_ratio_max", "left out with kl_step_target, whose loss has no clip", self.clip_ratio_max,
         )  # fmt: skip
@@ -133,7 +137,8 @@ class PPO(PolicyGradient):
 
     def make_critic(self) -> Critic:
         config = self.config
-        factor = (config.critic_learning_rate or config.base_learning_rate) / config.base_learning_rate
+        rate = config.base_learning_rate
+        factor = config.critic_learning_rate / rate if config.critic_learning_rate else 1.0
         if config.critic == "shared":
             return Critic(self.policy.hidden_size, self.policy.device, factor)
         if config.critic == "separate":
@@ -246,7 +251,7 @@ def ppo_loss(
         advantage_BT, return_BT: of every token of the batch.
         old_BT, old_value_BT: log-probabilities and values before the first update on the batch.
         denominators: of the whole update batch.
-        weigh: multiplies the policy's loss of each token, where older weights sampled it.
+        weigh: multiplies the policy's loss of each token for what sampled it.
         policy_moves: False while only the critic learns.
         kl_step_coef: weight of PPO-penalty's penalty.
     """

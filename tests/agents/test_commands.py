@@ -198,7 +198,7 @@ def test_a_module_of_ones_own_trains_the_same_way(my_module, monkeypatch, capsys
         ("train grpo textenv/Arithmetic-v0 --run-dir taken", "taken holds another run"),
         ("train grpo textenv/GSM8K-v0 --env-options data no.jsonl", "no data file no.jsonl"),
         ("train grpo textenv/GSM8K-v0 --env-options data bad.jsonl", "bad.jsonl, row 2: "),
-        ("train --resume nowhere", "no run to resume in nowhere"),
+        ("train --resume nowhere", "no run in nowhere"),
         ("train grpo me/Long-v0 --import my_module", "tokens long, but the context of max_tokens=40 has room for 8"),
         ("evaluate textenv/Arithmetic-v0 --model empty", "not a model folder"),
         (

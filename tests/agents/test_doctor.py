@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from agents.core import doctor
-from agents.core.doctor import ALARMS_FILE, FIRST_STEPS, RULES, Doctor, visible
+from agents.core.doctor import ALARMS_FILE, FIRST_STEPS, RULES, Doctor, one_line
 from agents.core.learner import Learner
 from agents.core.monitors import HeldOutMonitor
 from agents.core.policy import Policy
 from agents.core.rollout import Rollout
+from agents.core.run import Run
 from agents.core.trajectories import Trajectories, summary
 from agents.dapo import DAPO
 from agents.grpo import GRPO, GRPOConfig
@@ -54,10 +55,11 @@ def training(tokenizer, tmp_path):
     agent = SimpleNamespace(
         config=config, policy=policy, learner=Learner(policy), state=state, reward=Judge(), stopped=[]
     )
-    return SimpleNamespace(
-        agent=agent, step=0, episodes=0, total_episodes=1, metrics={}, run=SimpleNamespace(folder=tmp_path),
-        stop=agent.stopped.append,
-    )  # fmt: skip
+    run = Run(tmp_path, {"agent": "grpo"})
+    yield SimpleNamespace(
+        agent=agent, step=0, episodes=0, total_episodes=1, metrics={}, run=run, stop=agent.stopped.append
+    )
+    run.close()
 
 
 def healthy(step):
@@ -342,14 +344,14 @@ def test_the_table_of_rules_is_that_of_the_code():
 
 def test_a_sample_is_one_line_that_does_nothing_to_a_terminal():
     hostile = "\x1b]0;title\x07<script>\r\n\t‮evil⁦\x00 {value} %s 漢字"
-    assert visible(hostile) == "]0;title <script> evil {value} %s 漢字"
-    assert visible("a" * 150 + "b" * 150) == "a" * 100 + " … " + "b" * 100
+    assert one_line(hostile) == "␛]0;title␇<script>␍ �evil�␀ {value} %s 漢字"
+    assert one_line("a" * 150 + "b" * 150) == "a" * 100 + " … " + "b" * 100
 
 
 def test_a_completion_full_of_formats_and_escapes_breaks_no_alarm(training, capsys):
     hostile = {"completions": [["\x1b[2J{nope} [bold]%d\ud800"]] * 16}
     (alarm,) = go_on(training, 3, lambda batch: changed(batch, **hostile))
-    assert alarm["samples"] == ["[2J{nope} [bold]%d"] * 2
+    assert alarm["samples"] == ["␛[2J{nope} [bold]%d�"] * 2
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -110,7 +110,7 @@ def test_it_learns_the_probes(fresh_model, config, task_id, family, lr, episodes
         ({"temperature": 0.0}, "temperature must be more than 0"),
         ({"clip_low": 1.5}, "clip_low"),
         ({"prompts_per_step": 0}, "prompts_per_step must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be more than 0"),
+        ({"learning_rate": -1e-3}, "learning_rate must be 0 or more"),
         ({"kl_loss_coef": -1.0}, "kl_loss_coef"),
         ({"max_ungraded": 1.0}, "max_ungraded"),
     ],

@@ -228,10 +228,12 @@ def test_a_step_that_no_longer_teaches_anything_differs_in_what_it_has_not(folde
     assert {"loss", "entropy", "grad_norm"} <= set(taken.differing)
 
 
-def test_a_changed_log_probability_shows_in_the_gap_alone(folder):
+def test_a_changed_log_probability_shows_in_the_gap_and_in_what_corrects_for_it(folder):
     change_rollout(folder, 2, lambda row: row.update(logp=[logp - 0.5 if logp else logp for logp in row["logp"]]))
     [*_, taken] = replay.replayed(folder, replay.read_config(folder), 2)
-    assert taken.differing == ["logp_gap", "logp_gap_max", "ratio of tokens"]
+    corrected = {"loss", "grad_norm", "tis_mean"}
+    assert set(taken.differing) - corrected == {"logp_gap", "logp_gap_max", "ratio of tokens"}
+    assert "tis_mean" in taken.differing
     [gap] = [figure for figure in taken.figures if figure.name == "logp_gap"]
     assert gap.now == pytest.approx(0.5, abs=1e-3)  # beyond max_logp_gap, which would stop a training
 

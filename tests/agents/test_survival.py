@@ -1,11 +1,20 @@
 """What happens to a run when a signal, a second process or a bad disk comes in between."""
 
+import errno
+import gzip
+import itertools
 import json
+import re
+import resource
+import shutil
 import signal
+import threading
 
 import pytest
 import torch
 
+from agents.core import run
+from agents.core.records import read_lines
 from agents.core.sources import SUMS_FILE, find_model
 from agents.grpo import GRPO, GRPOConfig
 
@@ -37,6 +46,11 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def break_line(path):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[2].replace(":", ";", 1), *lines[3:]]))
 
 
 def stop_at(step, number=signal.SIGINT):
@@ -134,3 +148,151 @@ def test_a_checkpoint_without_checksums_is_taken_and_one_with_broken_ones_is_not
     assert find_model(tmp_path / "run") == newest.with_name("000005")
     (newest / SUMS_FILE).unlink()
     assert find_model(tmp_path / "run") == newest
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("config.json", cut, r"config\.json is damaged: .*; bring it back from a copy"),
+        ("metrics.jsonl", break_line, r"metrics\.jsonl is damaged in line 3: "),
+        ("evaluation_before.json", cut, r"evaluation_before\.json is damaged: "),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(agent, tmp_path, file, damage, message):
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(callback=stop_at(5))
+    damage(tmp_path / "run" / file)
+    with pytest.raises(ValueError, match=message):
+        agent(resume=True).learn()
+
+
+def test_steps_whose_metrics_are_lost_are_named_and_the_run_goes_on(agent, tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(callback=stop_at(5))
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[2:3]]))
+    agent(resume=True).learn()
+    assert f"{path} lacks steps from before the checkpoint, 2, 4 to 5: it was damaged since" in capsys.readouterr().out
+    assert [row["step"] for row in read_lines(path)] == [1, 3, 6]
+
+
+def test_what_a_kill_left_half_written_or_half_deleted_is_no_checkpoint_and_goes(agent, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(callback=stop_at(4))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    left = [checkpoints / "000002.old", checkpoints / "000005.new", tmp_path / "run" / "rollouts" / "000005.jsonl.gz.new"]
+    shutil.copytree(checkpoints / "000004", left[0])
+    (left[0] / SUMS_FILE).unlink()
+    left[1].mkdir()
+    left[2].write_bytes(b"half")
+    assert find_model(tmp_path / "run") == checkpoints / "000004"
+    agent(resume=True).learn()
+    assert not any(path.exists() for path in left)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000005", "000006"]
+
+
+def test_a_checkpoint_is_deleted_under_a_name_that_is_none(agent, tmp_path, monkeypatch):
+    removed, rmtree = [], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (removed.append(path.name), rmtree(path)))
+    agent().learn()
+    assert removed == ["000001.old", "000002.old", "000003.old", "000004.old"]
+
+
+def test_a_training_that_cannot_begin_lets_its_folder_go(agent, tmp_path):
+    def never(training):
+        pytest.fail("it began")
+
+    broken = agent()
+    broken.evaluate = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError) as raised:
+        broken.learn(callback=never)
+    agent().learn()
+    assert raised.value is not None  # which still holds the frame, and the training in it
+
+
+# --- A full disk ---
+
+
+@pytest.fixture
+def looks_often(monkeypatch):
+    monkeypatch.setattr(run, "LOOKS_EVERY", 0.01)
+
+
+def files_of(folder):
+    """What a run keeps, but for its checksums and times."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_second", "memory_peak_mb", "mfu")
+    same = [{k: v for k, v in row.items() if k not in timed and not k.startswith("time_")} for row in metrics]
+    return same, {path.name: gzip.decompress(path.read_bytes()) for path in (folder / "rollouts").iterdir()}
+
+
+def test_while_the_disk_is_full_training_waits_and_it_ends_as_one_that_had_room(
+    agent, tmp_path, monkeypatch, capsys, looks_often
+):
+    whole = agent("whole").learn()
+    usage, asked = shutil.disk_usage, itertools.count()
+
+    def full_for_a_while(folder):
+        return usage(folder)._replace(free=0) if 10 <= next(asked) < 20 else usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", full_for_a_while)
+    waited = agent().learn()
+    shown = capsys.readouterr().out
+    assert re.search(r"the disk of \S+run is full: 0 MiB are free, and a run wants 65\. Training waits until", shown)
+    assert shown.count("is full") == shown.count("there is room again")
+    assert_same_weights(whole, waited)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("work", ["_append", "_write_rollout", "checksums"])
+def test_what_did_not_fit_on_the_disk_is_written_anew(agent, tmp_path, monkeypatch, capsys, looks_often, work):
+    agent("whole").learn()
+    write, tries = getattr(run, work), itertools.count()
+
+    def write_half(*arguments):
+        if next(tries) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(run, work, write_half)
+    agent().learn()
+    assert capsys.readouterr().out.count("is full: No space left on device") == 1
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+def test_a_run_that_waits_for_room_can_be_stopped_and_resumed(agent, tmp_path, monkeypatch, capsys, looks_often):
+    whole = agent("whole").learn()
+    usage = shutil.disk_usage
+
+    def full(folder):
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return usage(folder)._replace(free=0)
+
+    with pytest.raises(OSError, match="0 MiB are free"):
+        agent().learn(callback=lambda training: monkeypatch.setattr(shutil, "disk_usage", full))
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert f"go on with: textenv train --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert_same_weights(whole, agent(resume=True).learn())
+
+
+def test_a_line_that_was_cut_off_is_taken_back(tmp_path):
+    path = tmp_path / "lines"
+    run._append(path, b"one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system then writes as much as fits, as it does on a disk that fills up.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run._append(path, b"a long one\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"one\n"
+
+
+def test_what_the_system_said_of_a_checkpoint_is_an_error_of_the_system(agent, tmp_path, monkeypatch):
+    save_file = run.save_file
+    monkeypatch.setattr(run, "save_file", lambda tensors, path: save_file(tensors, tmp_path / "nowhere" / path.name))
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        agent().learn()

@@ -125,6 +125,14 @@ class Engine(ABC):
         """
         return None
 
+    def memory_needed(self, rows: int, places: int) -> int:
+        """Bytes that writing ``rows`` completions of up to ``places`` tokens takes in this process and gives back after it.
+
+        Raises:
+            ValueError: it cannot be done.
+        """
+        return 0
+
     def release(self) -> None:  # noqa: B027 - an engine without such memory has nothing to do
         """Give back the memory that only generation needs. The next :meth:`generate` takes it again."""
 

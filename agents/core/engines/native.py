@@ -106,9 +106,19 @@ class NativeEngine(Engine):
         if self.unsupported is not None:
             return None
         at_once = min(rows, self.room(places))
-        size = at_once * places * self._place_bytes / 2**20
+        size = self._cache_bytes(rows, places) / 2**20
         waiting = "" if at_once == rows else f", {rows - at_once} waiting"
         return f"completions written at once: {at_once}{waiting}; keys and values of up to {size:,.0f} MiB"
+
+    def memory_needed(self, rows: int, places: int) -> int:
+        if self.unsupported is not None:
+            return 0
+        packed = sum(p.numel() for p in self.policy.model.parameters() if p.dim() > 1) * self.dtype.itemsize
+        return self._cache_bytes(rows, places) + packed
+
+    def _cache_bytes(self, rows: int, places: int) -> int:
+        """Most memory of keys and values."""
+        return min(rows, self.room(places)) * places * self._place_bytes
 
     def room(self, places: int) -> int:
         """How many completions of ``places`` tokens, prompt included, are written at once.
