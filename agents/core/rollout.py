@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
+from threading import Event, Thread
 
 import numpy as np
 
 import rewards
-from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling
+from agents.core.engines.base import Completions, Engine, EngineError, OnEnd, Sampling, check_budgets
 from agents.core.policy import Policy
 from agents.core.timing import Clock
 from agents.core.trajectories import Trajectories, from_episodes
@@ -21,6 +23,10 @@ from textenv.tokenizer import Tokenizer
 
 SAMPLING = 0x5A3B
 """First word of every sampling seed, which sets its stream apart from those of problems, replies and shuffles."""
+PATIENCE = 60.0
+"""Seconds after which a reward that has not answered is named; and again after twice as many, and so on."""
+LOGP_ROUNDING = 1e-3
+"""So far above 0 rounding may bring a log-probability, in nats."""
 
 
 class Rollout:
@@ -96,7 +102,7 @@ class Rollout:
         Raises:
             rewards.RewardError: the reward left more than ``max_ungraded`` of the episodes ungraded; the message carries
                 its first error.
-            RuntimeError: the engine died; see :func:`generate`.
+            RuntimeError: the engine died, or gave what cannot be; see :func:`generate`.
         """
         episodes = self.begin(index, prompts, group_size, scored=False)
         scoring = Scoring(self.reward, episodes, group_size)
@@ -132,7 +138,7 @@ class Rollout:
         finally:
             self.engine.keep_contexts = False
             self.engine.release()
-        with self.clock("score"):
+        with self.clock("score"), naming_who_hangs(self.reward.name, episodes.num):
             scoring.finish()
         check_graded([score for score in episodes.scores if score is not None], self.reward.name, self.max_ungraded)
         return from_episodes(episodes, logp_NT, np.arange(episodes.num) // group_size, scoring.samples)
@@ -154,7 +160,8 @@ def generate(
     An engine that dies is begun anew and asked again, once. What had ended before is not handed to ``on_end`` again.
 
     Raises:
-        RuntimeError: the engine died again, or wrote something else than before.
+        RuntimeError: the engine died again, or wrote something else than before; or what it wrote cannot be: see
+            :func:`fault_of`.
     """
     clock = clock or Clock()
     ended: dict[int, np.ndarray] = {}
@@ -172,24 +179,104 @@ def generate(
             return engine.generate(prompts, sampling, n, budgets, None if on_end is None else end_once)
 
     try:
-        return ask()
-    except EngineError as error:
-        print(f"the engine died and is begun anew: {error}", flush=True)
-    try:
-        with clock("sync"):
-            engine.restart(policy)
         completions = ask()
     except EngineError as error:
+        print(f"the engine died and is begun anew: {error}", flush=True)
+        completions = _ask_again(engine, policy, ask, clock)
+    budget_B = check_budgets(prompts, sampling, n, budgets, None)
+    if (fault := fault_of(completions, budget_B, sampling, policy.tokenizer)) is not None:
         raise RuntimeError(
-            f"the engine died, was begun anew and died again: {error}; mend what ended it, then go on with --resume, "
-            "from the last checkpoint"
-        ) from error
+            f"the engine gave {fault}; nothing was learned from it. Mend the engine, then go on with --resume, from the last "
+            "checkpoint"
+        )
     if any(not np.array_equal(completions.tokens[row], tokens) for row, tokens in ended.items()):
         raise RuntimeError(
             "the engine died, was begun anew and wrote other completions than before, some of which are scored already; go "
             "on with --resume, from the last checkpoint"
         )
     return completions
+
+
+def _ask_again(engine: Engine, policy: Policy, ask: Callable[[], Completions], clock: Clock) -> Completions:
+    try:
+        with clock("sync"):
+            engine.restart(policy)
+        return ask()
+    except EngineError as error:
+        raise RuntimeError(
+            f"the engine died, was begun anew and died again: {error}; mend what ended it, then go on with --resume, "
+            "from the last checkpoint"
+        ) from error
+
+
+def fault_of(completions: Completions, budget_B: np.ndarray, sampling: Sampling, tokenizer: Tokenizer) -> str | None:
+    """What an engine gave that it never may, in words; None if all is well.
+
+    It may be of the wrong number or length, hold ids without text, go on after an end or stop before one, or have
+    log-probabilities that are none.
+
+    Args:
+        completions: what it gave.
+        budget_B: most tokens of each completion that was asked for.
+        sampling: what it was asked to do.
+        tokenizer: of the policy.
+    """
+    tokens, logprobs, asked = completions.tokens, completions.logprobs, len(budget_B)
+    if not len(tokens) == len(logprobs) == asked:
+        return (
+            f"{len(tokens)} completions and {len(logprobs)} rows of log-probabilities, {asked} of each were asked for"
+        )
+    length_B = np.array([len(row) for row in tokens])
+    token_M, logp_M = np.concatenate(tokens), np.concatenate(logprobs)
+    row_M = np.repeat(np.arange(asked), length_B)
+    if (wrong_B := (length_B == 0) | (length_B > budget_B)).any():
+        row = wrong_B.argmax()
+        return f"{length_B[row]} tokens as completion {row}, which may have from 1 to {budget_B[row]}"
+    if token_M.dtype.kind not in "iu":
+        return f"tokens of type {token_M.dtype}, where ids belong"
+    text_V = tokenizer.decodable_V
+    if (wrong_M := ~text_V[np.clip(token_M, 0, len(text_V) - 1)] | (token_M < 0) | (token_M >= len(text_V))).any():
+        at = wrong_M.argmax()
+        return f"the id {token_M[at]} in completion {row_M[at]}, which stands for no text in {tokenizer.name!r}"
+    end_M = (token_M[:, None] == np.array([*tokenizer.eos_ids, *sampling.stop_ids])).any(axis=1)
+    last_B = length_B.cumsum() - 1
+    short_B = ~end_M[last_B] & (length_B < budget_B)
+    if short_B.any() and not sampling.stop_texts:
+        row = short_B.argmax()
+        return f"{length_B[row]} tokens as completion {row}, which neither end nor fill their budget of {budget_B[row]}"
+    end_M[last_B] = False
+    if end_M.any():
+        return f"tokens after the end of completion {row_M[end_M.argmax()]}"
+    if [len(row) for row in logprobs] != length_B.tolist():
+        return f"{len(logp_M)} log-probabilities for {len(token_M)} tokens"
+    if not (logp_M.max() <= LOGP_ROUNDING and logp_M.min() > -np.inf):  # false as well of NaN
+        at = (~np.isfinite(logp_M) | (logp_M > LOGP_ROUNDING)).argmax()
+        return (
+            f"the log-probability {logp_M[at]:g} in completion {row_M[at]}, which must be a finite number of at most 0"
+        )
+    return None
+
+
+@contextmanager
+def naming_who_hangs(reward: str, episodes: int) -> Iterator[None]:
+    """Within, say now and then that a reward has not answered yet: nobody else can tell what a training waits for."""
+    over = Event()
+
+    def tell() -> None:
+        waited = 0.0
+        while not over.wait(waited or PATIENCE):
+            waited = 2 * waited or PATIENCE
+            print(
+                f"\nthe reward {reward!r} has been scoring {episodes} episodes for {waited:g} s; if it hangs, end the run by "
+                "Ctrl-C twice, mend the reward and go on with --resume, from the last checkpoint",
+                flush=True,
+            )
+
+    Thread(target=tell, name="patience", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class Scoring:

@@ -46,6 +46,7 @@ from agents.core.sources import SUMS_FILE, checkpoints, checksums
 from agents.core.trajectories import Trajectories
 from textenv.task import Finish
 
+LABELS = {int(finish): finish.label for finish in Finish}
 BOARDS = ("tensorboard", "wandb", ID_FILE)
 STATE_FILE = "state.json"
 BEHAVIOUR_FILE = "behaviour.safetensors"
@@ -312,21 +313,22 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     What learning noted of the tokens stands beside them, to four decimals, 0 where a token was not sampled; a row that it did
     not look at is without.
     """
-    per_token = {
-        "tokens": trajectories.tokens_BT.cpu().numpy(),
-        "source": trajectories.source_BT.cpu().numpy(),
-        "logp": trajectories.logp_BT.cpu().numpy(),
-        "reward": trajectories.reward_BT.cpu().numpy(),
-    }
+    tokens, source, logp, reward = (
+        list(x_BT.cpu().numpy())
+        for x_BT in (trajectories.tokens_BT, trajectories.source_BT, trajectories.logp_BT, trajectories.reward_BT)
+    )
     sampled_BT = trajectories.sampled_BT.cpu().numpy()
-    raw = {name: x_BT.cpu().numpy() for name, x_BT in trajectories.noted.items()}
-    noted = {name: _rounded(x_BT, sampled_BT) for name, x_BT in raw.items()}
-    seen = {name: (~np.isnan(x_BT) & sampled_BT).any(axis=1).tolist() for name, x_BT in raw.items()}
+    noted = [
+        (name, list(_rounded(x_BT, sampled_BT)), (~np.isnan(x_BT) & sampled_BT).any(axis=1).tolist())
+        for name, x_BT in ((name, x_BT.cpu().numpy()) for name, x_BT in trajectories.noted.items())
+    ]
     returns, groups, lengths = (
         x.tolist() for x in (trajectories.return_B, trajectories.group_B, trajectories.length_B)
     )
-    for i, score in enumerate(trajectories.scores):
-        yield {
+    for i, (score, length, finish) in enumerate(
+        zip(trajectories.scores, lengths, trajectories.finish_B.tolist(), strict=True)
+    ):
+        row = {
             "group": groups[i],
             "prompt": trajectories.prompts[i],
             "completions": trajectories.completions[i],
@@ -336,11 +338,16 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
             "parts": dict(score.parts),
             "error": score.error,
             "verdict": dict(score.info),
-            "finish": Finish(trajectories.finish_B[i]).label,
-            **({} if score.tokens is None else {"credit": list(score.tokens)}),
-            **{name: x_BT[i, : lengths[i]] for name, x_BT in per_token.items()},
-            **{name: x_BT[i, : lengths[i]] for name, x_BT in noted.items() if seen[name][i]},
+            "finish": LABELS[finish],
         }
+        if score.tokens is not None:
+            row["credit"] = list(score.tokens)
+        row["tokens"], row["source"] = tokens[i][:length], source[i][:length]
+        row["logp"], row["reward"] = logp[i][:length], reward[i][:length]
+        for name, x_B, seen_B in noted:
+            if seen_B[i]:
+                row[name] = x_B[i][:length]
+        yield row
 
 
 def _rounded(x_BT: np.ndarray, sampled_BT: np.ndarray) -> np.ndarray:

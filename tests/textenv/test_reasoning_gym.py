@@ -237,10 +237,10 @@ def test_an_answer_that_takes_too_long_is_ungraded_and_harms_no_other(monkeypatc
     problem = task.problem(0, "train", 0)
     texts = ["<answer>slow</answer>", shown(task, problem)]
     samples = [Sample(prompt="", completion=text, reference=problem.reference) for text in texts]
-    monkeypatch.setattr(reasoning_gym, "_workers", lambda: Workers(f"{__name__}:dawdle", seconds=2.0))
+    monkeypatch.setattr(reasoning_gym, "_workers", lambda: Workers(f"{__name__}:dawdle", seconds=10.0))
     late, right = task.reward(samples)
     assert late.value is None
-    assert "took longer than 2 s" in late.error
+    assert "took longer than 10 s" in late.error
     assert right.value == 1.0
 
 
