@@ -113,12 +113,15 @@ class Run:
         self._patiently(_append, self.folder / name, f"{json.dumps(row)}\n".encode())
 
     def log_rollout(self, step: int, trajectories: Trajectories) -> None:
-        """Keep the episodes of a step, which must not change any more, a JSON line each; a thread writes them.
+        """Keep the episodes of a step, a JSON line each.
+
+        A thread packs and writes them. It makes no lines, for which it would hold up whatever else computes in Python.
 
         Raises:
             OSError: what was kept before could not be written.
         """
-        self._later(_write_rollout, self.folder / "rollouts" / f"{step:06d}.jsonl.gz", trajectories)
+        lines = b"".join(map(to_line, episode_rows(trajectories)))
+        self._later(_write_rollout, self.folder / "rollouts" / f"{step:06d}.jsonl.gz", lines)
 
     def save_checkpoint(
         self,
@@ -391,9 +394,8 @@ def _system_error(error: SafetensorError) -> OSError:
     return OSError(str(error)) if told is None else OSError(int(told[1]), os.strerror(int(told[1])))
 
 
-def _write_rollout(path: Path, trajectories: Trajectories) -> None:
+def _write_rollout(path: Path, lines: bytes) -> None:
     new = _beside(path)
-    lines = b"".join(map(to_line, episode_rows(trajectories)))
     new.write_bytes(gzip.compress(lines, compresslevel=1, mtime=0))
     _put_in_place(new, path)
 
