@@ -149,7 +149,9 @@ def foresee(agent: Agent) -> Forecast:
         learner.rehearse(longest(learner, rows, length, sampled))
     if learner.tokens_per_microbatch < limit:
         forecast = predict(agent)
-    print(f"memory: {forecast}; the dry run of {rows} × {length} tokens reached {memory_peak_mb(device):,.0f}", flush=True)
+    print(
+        f"memory: {forecast}; the dry run of {rows} × {length} tokens reached {memory_peak_mb(device):,.0f}", flush=True
+    )
     return forecast
 
 

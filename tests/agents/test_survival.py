@@ -181,7 +181,11 @@ def test_what_a_kill_left_half_written_or_half_deleted_is_no_checkpoint_and_goes
     with pytest.raises(KeyboardInterrupt):
         agent().learn(callback=stop_at(4))
     checkpoints = tmp_path / "run" / "checkpoints"
-    left = [checkpoints / "000002.old", checkpoints / "000005.new", tmp_path / "run" / "rollouts" / "000005.jsonl.gz.new"]
+    left = [
+        checkpoints / "000002.old",
+        checkpoints / "000005.new",
+        tmp_path / "run" / "rollouts" / "000005.jsonl.gz.new",
+    ]
     shutil.copytree(checkpoints / "000004", left[0])
     (left[0] / SUMS_FILE).unlink()
     left[1].mkdir()
