@@ -311,18 +311,18 @@ def _plain(value: Any) -> Any:
 
 
 def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
-    """The episodes of a rollout as plain data, with arrays of what there is of each token: ids, source, credit.
+    """The episodes of a rollout as plain data, but for arrays of log-probabilities; tokens and their credit included.
 
     What learning noted of the tokens stands beside them, to four decimals, 0 where a token was not sampled; a row that it did
     not look at is without.
     """
-    tokens, source, logp, reward = (
-        list(x_BT.cpu().numpy())
-        for x_BT in (trajectories.tokens_BT, trajectories.source_BT, trajectories.logp_BT, trajectories.reward_BT)
+    tokens, source, reward = (
+        x_BT.tolist() for x_BT in (trajectories.tokens_BT, trajectories.source_BT, trajectories.reward_BT)
     )
+    logp = list(trajectories.logp_BT.cpu().numpy())  # in float32, which takes fewer digits
     sampled_BT = trajectories.sampled_BT.cpu().numpy()
     noted = [
-        (name, list(_rounded(x_BT, sampled_BT)), (~np.isnan(x_BT) & sampled_BT).any(axis=1).tolist())
+        (name, _rounded(x_BT, sampled_BT).tolist(), (~np.isnan(x_BT) & sampled_BT).any(axis=1).tolist())
         for name, x_BT in ((name, x_BT.cpu().numpy()) for name, x_BT in trajectories.noted.items())
     ]
     returns, groups, lengths = (

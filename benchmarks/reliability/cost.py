@@ -1,8 +1,8 @@
 """What it costs to watch over a run, in steps of the tiny model: ``python -m benchmarks.reliability.cost``.
 
-Blocks of steps with doctor, gate, correction and rollout log alternate with blocks without them, in one training, so that both
-kinds see the same machine; time is told by the clock, and as that of the processor in all threads, which other work does not
-lengthen. Of a checkpoint is told how long training waits for it, beside what copying its tensors takes, and
+Doctor, gate, correction and rollout log are timed where they are called, as time of the processor, which other work beside it
+hardly lengthens, and held against that of the whole step. What the thread that packs and writes rollouts takes is told apart:
+it does not hold up the step. Of a checkpoint is told how long training waits for it, beside what copying its tensors takes, and
 how long it takes to be on disk.
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 import tyro
 
-from agents.core import learner, policy_gradient
+from agents.core import learner, policy_gradient, run
 from agents.core.doctor import Doctor
 from agents.core.lora import merged_state
 from agents.core.policy import copied
@@ -28,75 +28,64 @@ from agents.core.run import Run
 from agents.core.training import Training
 from agents.core.trajectories import Trajectories
 from agents.grpo import GRPO, GRPOConfig
-from benchmarks.measure import machine, ratios
+from benchmarks.measure import machine, spread
 
 ENV = "textenv/Arithmetic-v0"
-CLOCKS = {"by the clock": time.perf_counter, "of the processor": time.process_time}
+WATCHING: dict[str, list[tuple[Any, str]]] = {
+    "doctor": [(Doctor, "look")],
+    "gate and correction": [(learner, "gap_metrics"), (policy_gradient, "tis_weights")],
+    "rollout log": [(Trajectories, "note"), (Run, "log_rollout")],
+    "rollouts packed and written, in a thread": [(run, "_write_rollout")],
+}
+"""What watches over a step, by where it is called."""
 
 
-class Blocks:
-    """A callback that times steps, and leaves out what watches over them in every other block.
+@contextmanager
+def timed(parts: dict[str, list[tuple[Any, str]]], seconds: dict[str, float]) -> Iterator[None]:
+    """Within, what each part takes of its thread's processor is added up in ``seconds``."""
 
-    Args:
-        length: steps a block; the first of each, into which the one before may reach, does not count.
-    """
+    def add_up(part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_work(*arguments: Any, **options: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return work(*arguments, **options)
+            finally:
+                seconds[part] += time.thread_time() - started
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.seconds: dict[tuple[str, bool], list[float]] = {
-            (clock, on): [] for clock in CLOCKS for on in (True, False)
-        }
-        """of a step in each block, its median; by clock, and whether it was watched over"""
-        self._block: list[dict[str, float]] = []
-        self._unwatched = ExitStack()
-        self._before = now()
+        return timed_work
 
-    def __call__(self, training: Training) -> None:
-        self._block.append({clock: at - self._before[clock] for clock, at in now().items()})
-        if training.step % self.length == 0:
-            watched = (training.step // self.length) % 2 == 1
-            if training.step > self.length:  # in the first block all is warming up
-                for clock in CLOCKS:
-                    self.seconds[clock, watched].append(statistics.median(step[clock] for step in self._block[1:]))
-            self._block = []
-            self._unwatched.close()
-            if watched:
-                leave_unwatched(self._unwatched)
-        self._before = now()
+    with ExitStack() as stack:
+        for part, places in parts.items():
+            seconds[part] = 0.0
+            for owner, name in places:
+                stack.enter_context(mock.patch.object(owner, name, add_up(part, getattr(owner, name))))
+        yield
 
 
-def now() -> dict[str, float]:
-    return {name: clock() for name, clock in CLOCKS.items()}
-
-
-def leave_unwatched(stack: ExitStack) -> None:
-    """Until ``stack`` closes, nothing watches over a step."""
-    zero = torch.zeros(())
-    for owner, name, instead in (
-        (Doctor, "look", lambda *_: None),
-        (Run, "log_rollout", lambda *_: None),
-        (Trajectories, "note", lambda *_: None),
-        (learner, "gap_metrics", lambda *_: {"logp_gap": zero, "logp_gap_max": zero}),
-        (policy_gradient, "tis_weights", lambda *_, **__: (1.0, {})),
-    ):
-        stack.enter_context(mock.patch.object(owner, name, instead))
-
-
-def train(folder: Path, steps: int, callback: Callable[[Training], None], **settings: Any) -> GRPO:
+def train(folder: Path, steps: int, callback: Callable[[Training], None], **settings: Any) -> None:
     config = GRPOConfig(
         prompts_per_step=16, total_episodes=16 * 8 * steps, eval_episodes=8, run_dir=str(folder), **settings
     )
-    return GRPO(ENV, config).learn(callback=callback)
+    GRPO(ENV, config).learn(callback=callback)
 
 
-def cost_of_watching(folder: Path, blocks: int, length: int) -> list[str]:
-    timed = Blocks(length)
-    train(folder, (2 * blocks + 1) * length, timed, checkpoint_every=10**6)
-    return [
-        f"| doctor, gate, correction and rollout log, {clock}, over a step without | "
-        f"{ratios(timed.seconds[clock, True], timed.seconds[clock, False]).text('{:.3f}')} of "
-        f"{statistics.median(timed.seconds[clock, False]) * 1e3:.1f} ms |"
-        for clock in CLOCKS
+def cost_of_watching(folder: Path, steps: int) -> list[str]:
+    seconds: dict[str, float] = {}
+    rows: list[dict[str, float]] = []
+
+    def look(training: Training) -> None:
+        rows.append({"step": time.thread_time(), **seconds})
+
+    with timed(WATCHING, seconds):
+        train(folder, steps, look, checkpoint_every=10**6)
+    taken = [{name: later[name] - row[name] for name in row} for row, later in pairwise(rows[10:])]
+    beside = list(WATCHING)[-1]
+    for row in taken:
+        row["all that the step waits for"] = sum(row[part] for part in WATCHING if part != beside)
+    ms = statistics.median(row["step"] for row in taken) * 1e3
+    return [f"| a step | {ms:.1f} ms |"] + [
+        f"| {part} | {spread([100 * row[part] / row['step'] for row in taken]).text('{:.2f}')} % of a step |"
+        for part in [*list(WATCHING)[:-1], "all that the step waits for", beside]
     ]
 
 
@@ -125,23 +114,19 @@ def cost_of_checkpoints(folder: Path, steps: int) -> list[str]:
         "a checkpoint: until it is on disk": on_disk,
     }
     return [
-        f"| {name} | {statistics.median(ms) * 1e3:.1f} ms, at most {max(ms) * 1e3:.1f} |" for name, ms in rows.items()
+        f"| {name} | {spread([1e3 * each for each in seconds]).text('{:.1f}')} ms |" for name, seconds in rows.items()
     ]
 
 
-def main(blocks: int = 60, length: int = 8) -> None:
-    """Print a table.
+def main(steps: int = 300) -> None:
+    """Print a table, of medians and quartiles.
 
     Args:
-        blocks: of each kind.
-        length: steps a block.
+        steps: that are watched over.
     """
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            *cost_of_watching(Path(folder, "watched"), blocks, length),
-            *cost_of_checkpoints(Path(folder, "kept"), 100),
-        ]
-    print("\n".join([machine(), "", "| what | cost |", "|---|---|", *rows]))
+        rows = [*cost_of_watching(Path(folder, "watched"), steps), *cost_of_checkpoints(Path(folder, "kept"), 100)]
+    print("\n".join(["# What watching over a run costs", "", machine(), "", "| what | cost |", "|---|---|", *rows]))
 
 
 if __name__ == "__main__":
