@@ -170,6 +170,9 @@ class Run:
         for path in self._grown():  # no checkpoint outlives a power cut without the lines from before it
             _to_disk(path)
         _put_in_place(new, folder)
+        self._rotate()
+
+    def _rotate(self) -> None:
         for old in checkpoints(self.folder)[: -self.keep]:
             _remove(old)
 
@@ -227,6 +230,7 @@ class Run:
         for damaged in checkpoints(self.folder):
             if int(damaged.name) > step:
                 _remove(damaged)
+        self._rotate()
         for left in [*self.folder.glob("*/*.new"), *self.folder.glob(f"*/*{GOING}")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         self._first_step = step + 1
