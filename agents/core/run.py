@@ -33,6 +33,7 @@ from typing import IO, Any
 
 import numpy as np
 import orjson
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -325,10 +326,11 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     )
     logp = list(trajectories.logp_BT.cpu().numpy())  # in float32, which takes fewer digits
     sampled_BT = trajectories.sampled_BT.cpu().numpy()
-    noted = [
-        (name, _rounded(x_BT, sampled_BT).tolist(), (~np.isnan(x_BT) & sampled_BT).any(axis=1).tolist())
-        for name, x_BT in ((name, x_BT.cpu().numpy()) for name, x_BT in trajectories.noted.items())
-    ]
+    noted: list[tuple[str, list[list[float]], list[bool]]] = []
+    if trajectories.noted:
+        x_KBT = torch.stack(list(trajectories.noted.values())).cpu().numpy()
+        seen_KB = (~np.isnan(x_KBT) & sampled_BT).any(axis=2).tolist()
+        noted = list(zip(trajectories.noted, _rounded(x_KBT, sampled_BT).tolist(), seen_KB, strict=True))
     returns, groups, lengths = (
         x.tolist() for x in (trajectories.return_B, trajectories.group_B, trajectories.length_B)
     )
@@ -357,10 +359,10 @@ def episode_rows(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _rounded(x_BT: np.ndarray, sampled_BT: np.ndarray) -> np.ndarray:
+def _rounded(x_KBT: np.ndarray, sampled_BT: np.ndarray) -> np.ndarray:
     """Short decimals, as the figures are to be looked at, and finite ones, as JSON knows no others."""
-    finite_BT = np.nan_to_num(np.where(sampled_BT, x_BT, 0.0), nan=0.0, posinf=1e6, neginf=-1e6)
-    return finite_BT.astype(np.float64).round(4)
+    finite_KBT = np.nan_to_num(np.where(sampled_BT, x_KBT, 0.0), nan=0.0, posinf=1e6, neginf=-1e6)
+    return finite_KBT.astype(np.float64).round(4)
 
 
 def _never_started(folder: Path) -> bool:
